@@ -1,0 +1,261 @@
+//! The validated policy: names resolved to indices, ranges merged, defaults filled in.
+//!
+//! `policy` makes it from YAML, `compile` turns it into tables. Nothing in here can refer to something that does
+//! not exist; whoever builds one by hand (tests) keeps that promise by indexing correctly.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A whole policy. Indices (`usize`) point into the vectors of this struct.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Network {
+    pub virtual_networks: Vec<VirtualNetwork>,
+    pub subnets: Vec<Subnet>,
+    pub interfaces: Vec<Interface>,
+    pub groups: Vec<SecurityGroup>,
+    pub public_addresses: Vec<PublicAddress>,
+    pub load_balancers: Vec<LoadBalancer>,
+    pub uplinks: Vec<Uplink>,
+    pub host_access: HostAccess,
+    pub timeouts: Timeouts,
+    pub flow_table: FlowTable,
+}
+
+/// An address space; its position + 1 in `Network::virtual_networks` is *not* its network id, `id` is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VirtualNetwork {
+    pub name: String,
+    /// 1..=65535, stable for a name within one policy; 0 means "the world" inside the datapath.
+    pub id: u16,
+    pub address_space: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subnet {
+    pub name: String,
+    pub network: usize,
+    pub prefixes: Vec<IpNet>,
+    /// The address guests use as their router; the first usable one of the prefix unless given. IPv4 first.
+    pub gateways: Vec<IpAddr>,
+    pub group: Option<usize>,
+}
+
+/// One guest's attachment (design §2).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Interface {
+    pub name: String,
+    pub device: String,
+    /// Pinned hardware address; learned from the guest's ARP when absent.
+    pub mac: Option<[u8; 6]>,
+    pub hook: Hook,
+    pub group: Option<usize>,
+    pub addresses: Vec<IpConfiguration>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct IpConfiguration {
+    pub name: String,
+    pub address: IpAddr,
+    pub subnet: usize,
+    pub public_address: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SecurityGroup {
+    pub name: String,
+    /// As written, in the order of the file; `compile` sorts them. Default rules are not in here.
+    pub rules: Vec<SecurityRule>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SecurityRule {
+    pub name: String,
+    pub description: String,
+    /// 100..=4096, unique per direction within a group.
+    pub priority: u16,
+    pub direction: Direction,
+    pub access: Access,
+    pub protocol: RuleProtocol,
+    pub source: Vec<AddressMatch>,
+    pub destination: Vec<AddressMatch>,
+    /// Inclusive ranges, sorted and merged; `[(0, 65535)]` is any.
+    pub source_ports: Vec<(u16, u16)>,
+    pub destination_ports: Vec<(u16, u16)>,
+}
+
+/// One term of a rule's source or destination; a side matches when any term does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressMatch {
+    Any,
+    Prefix(IpNet),
+    Tag(ServiceTag),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceTag {
+    VirtualNetwork,
+    Internet,
+    AzureLoadBalancer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RuleProtocol {
+    Any,
+    Tcp,
+    Udp,
+    Icmp,
+    Esp,
+    Ah,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PublicAddress {
+    pub name: String,
+    pub address: IpAddr,
+    pub announce: Announce,
+}
+
+/// How the world finds a public address (design §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Announce {
+    /// It is (or is made) an address of this host's uplink; the kernel answers ARP and may use it too.
+    Address,
+    /// The datapath answers ARP for it on the uplinks; the host does not own it.
+    Proxy,
+    /// The world routes it here; nobody answers ARP.
+    Routed,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadBalancer {
+    pub name: String,
+    pub frontends: Vec<Frontend>,
+    pub pools: Vec<BackendPool>,
+    pub outbound_rules: Vec<OutboundRule>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frontend {
+    pub name: String,
+    pub public_address: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendPool {
+    pub name: String,
+    /// (interface, its ip configuration).
+    pub members: Vec<(usize, usize)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboundRule {
+    pub name: String,
+    /// Indices into the load balancer's `frontends`.
+    pub frontends: Vec<usize>,
+    /// Index into the load balancer's `pools`.
+    pub pool: usize,
+    pub protocol: TransportProtocol,
+    /// Ports per member; 0 asks for the tier of the pool's size.
+    pub allocated_outbound_ports: u32,
+    /// 240..=7200.
+    pub idle_timeout_seconds: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportProtocol {
+    Tcp,
+    Udp,
+    All,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uplink {
+    pub device: String,
+    pub hook: Hook,
+    /// May the host's `ip_local_reserved_ports` be set so that frontends on this host's own address get all ports?
+    pub reserve_host_ports: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Hook {
+    #[default]
+    Auto,
+    Xdp,
+    Tc,
+}
+
+/// What guests may ask of the host itself (design §4, "between host and guest").
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostAccess {
+    pub dhcp: bool,
+    pub dns: bool,
+    pub echo: bool,
+    /// Further services: protocol (Tcp or Udp) and inclusive port range.
+    pub services: Vec<(TransportProtocol, u16, u16)>,
+}
+
+impl Default for HostAccess {
+    fn default() -> Self {
+        Self { dhcp: true, dns: true, echo: true, services: Vec::new() }
+    }
+}
+
+/// Idle and closing timers, in seconds (`reference/azure.md` §2.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    pub tcp_established: u32,
+    pub tcp_half_open: u32,
+    pub tcp_fin: u32,
+    pub tcp_reset: u32,
+    pub udp: u32,
+    pub icmp: u32,
+    pub other: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { tcp_established: 240, tcp_half_open: 30, tcp_fin: 240, tcp_reset: 15, udp: 240, icmp: 60, other: 240 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTable {
+    /// Flows (pairs of half-records) the table must be able to hold.
+    pub max_flows: u32,
+}
+
+impl Default for FlowTable {
+    fn default() -> Self {
+        Self { max_flows: 262_144 }
+    }
+}
+
+/// Where things stand in the files, so that later stages (compile, plan) can point at them.
+/// Key: a path such as `loadBalancers/lb/outboundRules/out`; value: (file, line, column), 1-based.
+pub type Places = BTreeMap<String, (String, usize, usize)>;
+
+/// The first address of a prefix that Azure hands to its router.
+pub fn default_gateway(prefix: &IpNet) -> Option<IpAddr> {
+    match prefix {
+        IpNet::V4(net) if net.prefix_len() <= 30 => Some(IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1))),
+        IpNet::V4(_) => None,
+        IpNet::V6(net) => Some(IpAddr::V6((u128::from(net.network()) + 1).into())),
+    }
+}
