@@ -1,0 +1,255 @@
+//! The shapes of the tables that live outside a policy generation: control word, devices, next hops, flows,
+//! counters, events. ADR 0001 says why they look like this. Any change here that is not an addition in padding is a
+//! new [`ABI`], and with it a new pin directory.
+
+/// Version of everything in this file and in [`crate::policy`].
+pub const ABI: u32 = 1;
+
+/// Network id of the world outside; virtual networks have 1..=65535.
+pub const WORLD: u16 = 0;
+
+/// What the datapath reads first for every packet; one element.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Control {
+    /// The policy in force; its parity picks the element of every pair.
+    pub generation: u32,
+    /// Number of buckets of the flow table minus one (a power of two).
+    pub bucket_mask: u32,
+    /// Secrets of the flow hash; drawn once when the tables are made.
+    pub seed: [u64; 2],
+    pub settings: [Settings; 2],
+}
+
+/// Timers and switches of one generation.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Settings {
+    /// Ticks an established or connectionless flow may idle, by the class kept in the flow (`IDLE_*`).
+    pub idle: [u32; 16],
+    /// Ticks an unanswered SYN is remembered.
+    pub tcp_half_open: u32,
+    /// Ticks a flow's port is held after both sides have sent FIN.
+    pub tcp_fin: u32,
+    /// Ticks after a RST.
+    pub tcp_reset: u32,
+    /// `HOST_*` bits: what guests may ask of the host.
+    pub host_access: u32,
+    /// Number of entries in `services`.
+    pub services_used: u32,
+    /// Events per tick and CPU that may be sampled.
+    pub event_rate: u32,
+    pub services: [Service; 16],
+}
+
+pub const HOST_DHCP: u32 = 1;
+pub const HOST_DNS: u32 = 2;
+pub const HOST_ECHO: u32 = 4;
+
+/// Idle classes below this one belong to the global timers; from here on to outbound rules.
+pub const IDLE_TCP: u8 = 0;
+pub const IDLE_UDP: u8 = 1;
+pub const IDLE_ICMP: u8 = 2;
+pub const IDLE_OTHER: u8 = 3;
+pub const IDLE_RULES: u8 = 4;
+
+/// A port range of the host that guests may reach; ports in native order, inclusive.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Service {
+    /// IANA protocol number.
+    pub protocol: u16,
+    pub first: u16,
+    pub last: u16,
+    pub pad: u16,
+}
+
+/// Slots of the device table; a device stands at its ifindex modulo this.
+pub const DEVICE_SLOTS: u32 = 4096;
+
+/// A device with a program of ours on it. The table holds one for each generation parity, side by side.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Device {
+    /// 0: this generation has no device here.
+    pub ifindex: u32,
+    /// `DEVICE_*`.
+    pub kind: u8,
+    pub pad0: u8,
+    /// The virtual network of its guests; `WORLD` for an uplink.
+    pub network: u16,
+    /// The hardware address we answer ARP with: the device's own, or its bridge's.
+    pub mac: [u8; 6],
+    pub pad1: u16,
+    pub pad2: [u32; 4],
+}
+
+pub const DEVICE_GUEST: u8 = 1;
+pub const DEVICE_UPLINK: u8 = 2;
+
+/// Number of next hops; index 0 is none, 1 is this host.
+pub const NEXT_HOP_SLOTS: u32 = 4096;
+pub const NEXT_HOP_HOST: u16 = 1;
+
+/// Where a flow's packets go: device and hardware address. Indices are handed out by the controller and stay with
+/// the same guest or gateway across generations and restarts, because live flows refer to them.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct NextHop {
+    pub ifindex: u32,
+    /// `HOP_*`.
+    pub kind: u8,
+    /// `HOP_FLAG_*`.
+    pub flags: u8,
+    pub mtu: u16,
+    /// Destination hardware address, valid with `HOP_FLAG_RESOLVED`.
+    pub mac: [u8; 6],
+    /// Source hardware address to send with.
+    pub source_mac: [u8; 6],
+    /// World only: the tick after which `mac` must not be trusted any more (the controller has not refreshed it);
+    /// 0 is for ever.
+    pub fresh_until: u32,
+    /// Network order: the guest's address, or the router's towards the world.
+    pub address: u32,
+    pub pad: u32,
+}
+
+pub const HOP_NONE: u8 = 0;
+pub const HOP_HOST: u8 = 1;
+pub const HOP_GUEST: u8 = 2;
+pub const HOP_WORLD: u8 = 3;
+pub const HOP_FLAG_RESOLVED: u8 = 1;
+/// The policy names the hardware address; never learned from packets.
+pub const HOP_FLAG_PINNED: u8 = 2;
+/// A frame redirected into this device by XDP arrives (its peer or driver takes XDP frames).
+pub const HOP_FLAG_XDP: u8 = 4;
+
+/// What identifies one direction of a flow. Addresses and ports in network order.
+///
+/// ICMP echo: a request has its identifier in `source_port`, a reply in `destination_port`, the other is 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// Virtual network the packet is seen in, or `WORLD`.
+    pub network: u16,
+    pub protocol: u8,
+    /// `KIND_*`.
+    pub kind: u8,
+}
+
+pub const KIND_FLOW: u8 = 0;
+/// A UDP or ICMP port taken by one inside socket; both directions of it are records of this kind.
+pub const KIND_MAPPING: u8 = 1;
+
+/// What one direction of a flow needs: one cache line.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HalfRecord {
+    pub key: FlowKey,
+    /// Generation, phase, TCP state, idle class, flags; see [`crate::flow::Ctl`]. Only written atomically.
+    pub ctl: u64,
+    /// Slot index of the other direction.
+    pub peer: u32,
+    /// The last tick at which this direction alone keeps the flow alive.
+    pub deadline: u32,
+    /// Next hop of this direction's packets.
+    pub next_hop: u16,
+    /// Next hop that stands for where this direction's packets come *from*; for guests checked on every packet.
+    pub ingress: u16,
+    /// The packet's addresses and ports after translation, network order.
+    pub new_source: u32,
+    pub new_destination: u32,
+    pub new_source_port: u16,
+    pub new_destination_port: u16,
+    /// Rule that allowed the flow; see [`crate::policy::RULE_NONE`].
+    pub rule: u32,
+    /// Packets of this direction; two CPUs at once may lose a count, never more than the race.
+    pub packets: u32,
+    pub bytes: u64,
+}
+
+/// Slots that share one element of the flow table's array.
+pub const BUCKET_SLOTS: usize = 8;
+
+/// Eight half-records; the unit of probing.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Bucket {
+    pub slots: [HalfRecord; BUCKET_SLOTS],
+}
+
+/// Packets and bytes; the element of the per-CPU reason counters.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Per-CPU hits of one rule.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleCount {
+    /// New flows allowed, or packets denied.
+    pub hits: u64,
+    pub bytes: u64,
+    /// Tick of the last hit.
+    pub last: u64,
+}
+
+/// A sampled drop, or an exhaustion. Addresses and ports in network order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Event {
+    pub tick: u32,
+    pub ifindex: u32,
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub network: u16,
+    pub protocol: u8,
+    /// [`crate::Reason`] as its index.
+    pub reason: u8,
+    pub rule: u32,
+    pub length: u32,
+    /// [`crate::engine::Side`] as its number.
+    pub side: u8,
+    /// 1 XDP, 2 TC.
+    pub hook: u8,
+    pub pad: u16,
+    pub pad1: u32,
+}
+
+/// The mark on packets our own TC programs redirect, so that the egress program of the guest's device tells them
+/// from the host's. It is cleared there; a veth between namespaces scrubs it before a guest could see or set it.
+pub const MARK: u32 = 0x9071_c711;
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<HalfRecord>() == 64, "a half-record is one cache line");
+    assert!(size_of::<Bucket>() == 512);
+    assert!(size_of::<Device>() == 32);
+    assert!(size_of::<NextHop>() == 32);
+    assert!(size_of::<Settings>() == 88 + 128);
+    assert!(size_of::<Control>() == 24 + 2 * 216);
+    assert!(size_of::<Event>() == 40);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($t:ty),+) => {
+            // SAFETY: `repr(C)`, plain integers and arrays of them, padding spelt out, valid for any bit pattern.
+            $(unsafe impl aya::Pod for $t {})+
+        };
+    }
+    pod!(
+        super::Control, super::Device, super::NextHop, super::FlowKey, super::HalfRecord, super::Bucket, super::Count,
+        super::RuleCount, super::Event
+    );
+}

@@ -1,0 +1,202 @@
+//! The tables of one policy generation, as one image of 512-byte pages.
+//!
+//! A policy is in force whole or not at all (design §1), so everything that belongs together lies in one array map
+//! whose pages the compiler lays out: page 0 is the [`Header`], which says at which page each table begins. Address
+//! look-ups that need a longest prefix or a hash stand beside it, one map each, swapped with it:
+//!
+//! | map | key | value |
+//! | --- | --- | --- |
+//! | pages | page number | [`Page`] |
+//! | prefixes | IPv4 address, longest prefix | global address class (index into `locals`) |
+//! | spaces | network id (big endian), IPv4 address, longest prefix | 1: the address is inside that virtual network; network 0 holds the union of all |
+//! | endpoints | [`EndpointKey`] | [`endpoint_value`] |
+
+/// One element of the pages map.
+#[repr(C, align(8))]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Page {
+    pub words: [u64; 64],
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { words: [0; 64] }
+    }
+}
+
+pub const PAGE_BYTES: usize = 512;
+
+/// Page 0: the first page of every table.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Header {
+    pub generation: u32,
+    /// Pages in the image.
+    pub pages: u32,
+    /// [`Endpoint`] records.
+    pub endpoints: u32,
+    /// [`Ruleset`] records; number 0 is "no group" and never asked.
+    pub rulesets: u32,
+    /// `u16` class numbers, see [`Ruleset`].
+    pub locals: u32,
+    /// 65,536 `u16`: native port -> global port class.
+    pub ports: u32,
+    /// `u64` summaries, one for each row.
+    pub summaries: u32,
+    /// Rows: one page (4,096 bits) each.
+    pub rows: u32,
+    /// `u32`: [`RULE_ALLOW`] and the rule's id.
+    pub rules: u32,
+    /// `u32` units of the endpoints' allocations: frontend << 16 | unit; a unit is 8 ports (design §5).
+    pub units: u32,
+    /// [`Frontend`] records.
+    pub frontends: u32,
+    /// For each frontend 8,192 `u16`: the endpoint + 1 that owns the unit, 0 nobody.
+    pub owners: u32,
+    pub endpoints_used: u32,
+    pub frontends_used: u32,
+}
+
+/// One address of one guest: an IP configuration with its groups, next hop and way out.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Endpoint {
+    /// Network order.
+    pub address: u32,
+    pub network: u16,
+    pub next_hop: u16,
+    /// Rulesets, 0 for "no group here": in the order they are asked.
+    pub nic_outbound: u32,
+    pub subnet_outbound: u32,
+    pub subnet_inbound: u32,
+    pub nic_inbound: u32,
+    /// Instance-level public IP in network order, 0 without.
+    pub instance_address: u32,
+    /// First unit of its allocation in `units`.
+    pub first_unit: u32,
+    /// Units it owns; 0: no outbound rule.
+    pub units: u32,
+    /// `OUTBOUND_*`: protocols the outbound rule translates.
+    pub protocols: u8,
+    /// Idle class for flows of the outbound rule; `IDLE_RULES..` or 0 for the global timers.
+    pub idle_class: u8,
+    pub pad0: u16,
+    pub pad1: [u32; 6],
+}
+
+pub const OUTBOUND_TCP: u8 = 1;
+pub const OUTBOUND_UDP: u8 = 2;
+pub const OUTBOUND_ICMP: u8 = 4;
+
+/// One group in one direction, seen from one virtual network (what `VirtualNetwork` means depends on it).
+///
+/// For each field: global class -> local class -> row of bits, one bit a rule in priority order.
+/// `local = locals[local_base[f] + global]` for the address and port fields, `row = row_base[f] + local`;
+/// for the protocol the class is [`protocol_class`] and `row = row_base[PROTOCOL] + class`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Ruleset {
+    pub local_base: [u32; 4],
+    pub row_base: [u32; 5],
+    /// First of its entries in `rules`.
+    pub rule_base: u32,
+    /// Rules, default rules included; at most 4,000.
+    pub rules: u32,
+    pub pad: [u32; 5],
+}
+
+/// Fields of a ruleset, as indices of `local_base` and `row_base`.
+pub const SOURCE: usize = 0;
+pub const DESTINATION: usize = 1;
+pub const SOURCE_PORT: usize = 2;
+pub const DESTINATION_PORT: usize = 3;
+pub const PROTOCOL: usize = 4;
+
+/// Classes of the protocol field.
+pub const PROTOCOL_CLASSES: u32 = 6;
+
+/// The protocol's class: TCP, UDP, ICMP, ESP, AH and all others.
+#[inline(always)]
+pub const fn protocol_class(protocol: u8) -> u32 {
+    match protocol {
+        6 => 0,
+        17 => 1,
+        1 => 2,
+        50 => 3,
+        51 => 4,
+        _ => 5,
+    }
+}
+
+/// In `rules`: the rule's access is Allow. The other bits are its id.
+pub const RULE_ALLOW: u32 = 1 << 31;
+/// No rule: no group was asked.
+pub const RULE_NONE: u32 = 0;
+
+/// A public address that SNAT translates to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Frontend {
+    /// Network order.
+    pub address: u32,
+    /// `FRONTEND_*`.
+    pub flags: u32,
+}
+
+/// The host has this address too: what SNAT does not own there is the host's.
+pub const FRONTEND_HOST: u32 = 1;
+
+/// Ports of a unit.
+pub const UNIT_PORTS: u32 = 8;
+/// Units of an address: 65,536 / 8.
+pub const ADDRESS_UNITS: u32 = 8192;
+
+/// Key of the endpoints map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    /// Network order.
+    pub address: u32,
+    pub network: u16,
+    pub pad: u16,
+}
+
+/// What the endpoints map says of an address: `kind << 24 | index`; 0 is "nothing known".
+#[inline(always)]
+pub const fn endpoint_value(kind: u32, index: u32) -> u32 {
+    kind << 24 | (index & 0xff_ffff)
+}
+
+/// In a virtual network: a guest; the index is its endpoint.
+pub const AT_GUEST: u32 = 1;
+/// In the world: an instance-level public IP; the index is its endpoint.
+pub const AT_INSTANCE: u32 = 2;
+/// In the world: a frontend; the index is its frontend.
+pub const AT_FRONTEND: u32 = 3;
+/// In a virtual network or the world: an address of this host.
+pub const AT_HOST: u32 = 4;
+/// In a virtual network: a gateway address that no device of the host carries; answers echo through the host only.
+/// In the world: a public address of the policy in no use.
+pub const AT_UNUSED: u32 = 5;
+/// Or'ed into the kind: the datapath answers ARP for it on the uplinks (`announce: proxy`).
+pub const AT_PROXY: u32 = 0x80;
+
+const _: () = {
+    assert!(size_of::<Page>() == PAGE_BYTES);
+    assert!(size_of::<Header>() <= PAGE_BYTES);
+    assert!(size_of::<Endpoint>() == 64);
+    assert!(size_of::<Ruleset>() == 64);
+    assert!(size_of::<Frontend>() == 8);
+    assert!(size_of::<EndpointKey>() == 8);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($t:ty),+) => {
+            // SAFETY: `repr(C)`, plain integers and arrays of them, padding spelt out, valid for any bit pattern.
+            $(unsafe impl aya::Pod for $t {})+
+        };
+    }
+    pod!(super::Page, super::Header, super::Endpoint, super::Ruleset, super::Frontend, super::EndpointKey);
+}
