@@ -249,7 +249,14 @@ mod pod {
         };
     }
     pod!(
-        super::Control, super::Device, super::NextHop, super::FlowKey, super::HalfRecord, super::Bucket, super::Count,
-        super::RuleCount, super::Event
+        super::Control,
+        super::Device,
+        super::NextHop,
+        super::FlowKey,
+        super::HalfRecord,
+        super::Bucket,
+        super::Count,
+        super::RuleCount,
+        super::Event
     );
 }

@@ -5,8 +5,11 @@
 //! Byte order: addresses and ports are kept as they stand in the packet (network order) in `u32`/`u16` fields whose
 //! names or types say so; everything else is native.
 
-#![cfg_attr(not(test), no_std)]
+#![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(not(target_arch = "bpf"))]
+extern crate std;
 
 pub mod atomic;
 pub mod classify;
@@ -15,6 +18,7 @@ pub mod engine;
 pub mod env;
 pub mod flow;
 pub mod layout;
+pub mod opaque;
 pub mod packet;
 pub mod policy;
 pub mod reason;

@@ -1,0 +1,127 @@
+//! First stage: parse, ARP, the flow look-up. An established packet ends here.
+
+use super::{Context, Side, Stage, Verdict, arp, drop, forward, pass};
+use crate::env::Env;
+use crate::flow;
+use crate::layout::{DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
+use crate::packet::Packet;
+use crate::packet::headers::UDP;
+use crate::packet::parse::{self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_VLAN};
+use crate::policy::{AT_HOST, AT_PROXY};
+use crate::reason::Reason;
+
+/// `ctx.ifindex`, `ctx.hook` and, for the egress of a guest's device, `ctx.side` are set by the caller.
+#[inline(always)]
+pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+    let Some(control) = env.control() else { return Verdict::Pass };
+    // SAFETY: the control element lives as long as the map.
+    let control = unsafe { &*control };
+    // SAFETY: as above; read once, every stage uses this value.
+    ctx.generation = unsafe { core::ptr::read_volatile(&raw const control.generation) };
+    let Some(pair) = env.device(ctx.ifindex) else { return Verdict::Pass };
+    // SAFETY: the pair has two elements and the index is a parity.
+    let device = unsafe { &*pair.cast::<crate::layout::Device>().add((ctx.generation & 1) as usize) };
+    if device.ifindex != ctx.ifindex {
+        // The policy in force does not know this device: what it once was is not ours to say.
+        return Verdict::Pass;
+    }
+    ctx.now = env.now();
+    ctx.length = packet.length();
+    ctx.device_mac = device.mac;
+    if ctx.side != Side::Host as u8 {
+        ctx.side = match device.kind {
+            DEVICE_GUEST => Side::Guest as u8,
+            DEVICE_UPLINK => Side::Uplink as u8,
+            _ => return Verdict::Pass,
+        };
+    }
+    let side = ctx.side();
+    let Some(layer3) = parse::ethernet(packet, ctx) else {
+        return if side == Side::Guest {
+            drop(env, ctx, Reason::Malformed)
+        } else {
+            pass(env, ctx, Reason::NotOurs)
+        };
+    };
+    if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
+        return not_ipv4(packet, env, ctx, layer3, device.network);
+    }
+    if !packet.pull(ctx.l3 as u32 + 20) {
+        return drop_unless_uplink(env, ctx, Reason::Malformed);
+    }
+    if let Err(reason) = parse::ipv4(packet, ctx) {
+        return drop_unless_uplink(env, ctx, reason);
+    }
+    ctx.key.network = device.network;
+
+    if side == Side::Guest && ctx.key.protocol == UDP {
+        if ctx.key.source_port == u16::to_be(67) {
+            return drop(env, ctx, Reason::DhcpServer);
+        }
+        if ctx.key.destination_port == u16::to_be(67) && ctx.key.source_port == u16::to_be(68) {
+            let settings = &control.settings;
+            // SAFETY: two elements, the index is a parity.
+            let open =
+                unsafe { (*settings.as_ptr().add((ctx.generation & 1) as usize)).host_access } & HOST_DHCP;
+            return if open != 0 {
+                pass(env, ctx, Reason::ToHost)
+            } else {
+                drop(env, ctx, Reason::HostAccess)
+            };
+        }
+    }
+    if ctx.shape & SHAPE_FRAGMENT != 0 {
+        return Verdict::Next(Stage::Fragment);
+    }
+    if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_OTHER) != 0 {
+        return Verdict::Next(Stage::Icmp);
+    }
+    if let Some((_, record)) = flow::find(env, control, &ctx.key, ctx.now)
+        && let Some(verdict) = forward::established(packet, env, ctx, control, record)
+    {
+        return verdict;
+    }
+    if side == Side::Uplink {
+        let kind = env.endpoint(ctx.generation, WORLD, ctx.key.destination) >> 24 & !AT_PROXY;
+        if kind == 0 || kind == AT_HOST {
+            return pass(env, ctx, Reason::NotOurs);
+        }
+    }
+    Verdict::Next(Stage::Classify)
+}
+
+/// On an uplink what we cannot read may be for the host: the kernel is the judge of that.
+#[inline(always)]
+fn drop_unless_uplink<E: Env>(env: &E, ctx: &Context, reason: Reason) -> Verdict {
+    if ctx.side == Side::Uplink as u8 { pass(env, ctx, Reason::NotOurs) } else { drop(env, ctx, reason) }
+}
+
+#[inline(always)]
+fn not_ipv4<P: Packet, E: Env>(
+    packet: &P,
+    env: &E,
+    ctx: &mut Context,
+    layer3: Layer3,
+    network: u16,
+) -> Verdict {
+    let tagged = ctx.shape & SHAPE_VLAN != 0;
+    match ctx.side() {
+        // A tag means another network, or another device stacked on this one.
+        Side::Uplink if tagged => pass(env, ctx, Reason::NotOurs),
+        _ if tagged => drop(env, ctx, Reason::Vlan),
+        Side::Guest => match layer3 {
+            Layer3::Arp => arp::from_guest(packet, env, ctx, network),
+            Layer3::Ipv6 => drop(env, ctx, Reason::Ipv6),
+            _ => drop(env, ctx, Reason::EtherType),
+        },
+        Side::Uplink => match layer3 {
+            Layer3::Arp => arp::from_uplink(packet, env, ctx),
+            _ => pass(env, ctx, Reason::NotOurs),
+        },
+        Side::Host => match layer3 {
+            Layer3::Arp => pass(env, ctx, Reason::FromHost),
+            Layer3::Ipv6 => drop(env, ctx, Reason::Ipv6),
+            _ => pass(env, ctx, Reason::FromHost),
+        },
+    }
+}

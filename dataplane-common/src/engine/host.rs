@@ -1,0 +1,266 @@
+//! The engine on the host: tables in plain memory, packets in a byte buffer. For `explain`, tests and fuzzing.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::boxed::Box;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use super::{Context, Hook, Side, Stage, Verdict};
+use crate::env::{Env, Step};
+use crate::flow;
+use crate::layout::{Bucket, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop};
+use crate::packet::{Packet, checksum};
+use crate::policy::{EndpointKey, Page};
+use crate::reason::{REASON_SLOTS, Reason};
+
+/// A packet in a buffer, seen as by XDP: all of it readable, checksums complete.
+pub struct HostPacket {
+    bytes: UnsafeCell<Box<[u8]>>,
+}
+
+impl HostPacket {
+    pub fn new(bytes: &[u8]) -> Self {
+        Self { bytes: UnsafeCell::new(bytes.into()) }
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes.into_inner().into_vec()
+    }
+
+    fn range(&self) -> (usize, usize) {
+        // SAFETY: nobody holds a reference into the buffer across calls; the engine works with pointers.
+        let bytes = unsafe { &mut *self.bytes.get() };
+        let start = bytes.as_mut_ptr() as usize;
+        (start, start + bytes.len())
+    }
+}
+
+impl Packet for HostPacket {
+    fn start(&self) -> usize {
+        self.range().0
+    }
+    fn end(&self) -> usize {
+        self.range().1
+    }
+    fn length(&self) -> u32 {
+        let (start, end) = self.range();
+        (end - start) as u32
+    }
+    fn pull(&self, n: u32) -> bool {
+        n <= self.length()
+    }
+    fn vlan_offloaded(&self) -> bool {
+        false
+    }
+    fn update_l4_checksum(&self, offset: usize, addresses: u32, ports: u32, udp: bool) {
+        checksum::in_place(self, offset, addresses, ports, udp);
+    }
+}
+
+/// A longest-prefix table small enough for tests: one hash map for each length.
+#[derive(Default)]
+pub struct Prefixes<V> {
+    lengths: Vec<(u8, HashMap<u32, V>)>,
+}
+
+impl<V: Copy> Prefixes<V> {
+    /// `address` in host order.
+    pub fn insert(&mut self, length: u8, address: u32, value: V) {
+        let position = self.lengths.iter().position(|(l, _)| *l == length).unwrap_or_else(|| {
+            self.lengths.push((length, HashMap::new()));
+            self.lengths.sort_by(|a, b| b.0.cmp(&a.0));
+            self.lengths.iter().position(|(l, _)| *l == length).unwrap_or(0)
+        });
+        self.lengths[position].1.insert(mask(address, length), value);
+    }
+
+    pub fn get(&self, address: u32) -> Option<V> {
+        self.lengths.iter().find_map(|(l, m)| m.get(&mask(address, *l)).copied())
+    }
+}
+
+fn mask(address: u32, length: u8) -> u32 {
+    if length == 0 { 0 } else { address & (u32::MAX << (32 - length as u32)) }
+}
+
+/// One policy generation on the host.
+#[derive(Default)]
+pub struct HostPolicy {
+    pub pages: Vec<Page>,
+    pub prefixes: Prefixes<u32>,
+    pub spaces: HashMap<u16, Prefixes<()>>,
+    pub endpoints: HashMap<EndpointKey, u32>,
+}
+
+/// The tables. Shared between threads like the kernel's between CPUs.
+pub struct HostEnv {
+    pub control: Control,
+    pub policy: [HostPolicy; 2],
+    pub routes: Prefixes<u32>,
+    devices: Box<[[Device; 2]]>,
+    next_hops: UnsafeCell<Box<[NextHop]>>,
+    buckets: UnsafeCell<Box<[Bucket]>>,
+    now: AtomicU32,
+    counts: Box<[[AtomicU64; 2]]>,
+    pub rule_hits: Mutex<HashMap<u32, Count>>,
+    pub events: Mutex<Vec<Event>>,
+    refusals: Mutex<HashMap<FlowKey, u32>>,
+}
+
+// SAFETY: buckets and next hops are shared the way the kernel shares map values between CPUs: by the protocol of
+// `crate::flow`, which is what the concurrent tests are there to show.
+unsafe impl Sync for HostEnv {}
+
+impl HostEnv {
+    /// `buckets` is a power of two.
+    pub fn new(buckets: u32, seed: [u64; 2]) -> Self {
+        assert!(buckets.is_power_of_two());
+        Self {
+            control: Control { bucket_mask: buckets - 1, seed, ..Control::default() },
+            policy: Default::default(),
+            routes: Prefixes::default(),
+            devices: std::vec![[Device::default(); 2]; DEVICE_SLOTS as usize].into(),
+            next_hops: UnsafeCell::new(std::vec![NextHop::default(); NEXT_HOP_SLOTS as usize].into()),
+            buckets: UnsafeCell::new(std::vec![Bucket::default(); buckets as usize].into()),
+            now: AtomicU32::new(1000),
+            counts: (0..REASON_SLOTS).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
+            rule_hits: Mutex::default(),
+            events: Mutex::default(),
+            refusals: Mutex::default(),
+        }
+    }
+
+    pub fn set_now(&self, tick: u32) {
+        self.now.store(tick, Relaxed);
+    }
+
+    pub fn set_device(&mut self, parity: u32, device: Device) {
+        self.devices[(device.ifindex % DEVICE_SLOTS) as usize][parity as usize & 1] = device;
+    }
+
+    pub fn set_next_hop(&mut self, index: u16, hop: NextHop) {
+        self.next_hops.get_mut()[index as usize] = hop;
+    }
+
+    pub fn counted(&self, reason: Reason) -> Count {
+        let c = &self.counts[reason as usize];
+        Count { packets: c[0].load(Relaxed), bytes: c[1].load(Relaxed) }
+    }
+
+    /// Every counter that is not zero, in the order of the reasons.
+    pub fn counters(&self) -> Vec<(Reason, u64)> {
+        Reason::ALL.iter().map(|r| (*r, self.counted(*r).packets)).filter(|(_, n)| *n != 0).collect()
+    }
+
+    /// Runs one packet through all its stages and returns the verdict, the packet as it left and the context.
+    pub fn packet(
+        &self,
+        bytes: &[u8],
+        ifindex: u32,
+        hook: Hook,
+        from_host: bool,
+    ) -> (Verdict, Vec<u8>, Context) {
+        let packet = HostPacket::new(bytes);
+        let mut ctx = Context {
+            ifindex,
+            hook: hook as u8,
+            side: if from_host { Side::Host as u8 } else { 0 },
+            ..Context::default()
+        };
+        let mut stage = Stage::Entry;
+        loop {
+            match super::run(stage, &packet, self, &mut ctx) {
+                Verdict::Next(next) => stage = next,
+                verdict => return (verdict, packet.into_bytes(), ctx),
+            }
+        }
+    }
+
+    /// What the egress guard of an uplink says.
+    pub fn guard(&self, bytes: &[u8]) -> Verdict {
+        super::guard::run(
+            &HostPacket::new(bytes),
+            self,
+            &mut Context { hook: Hook::Tc as u8, ..Context::default() },
+        )
+    }
+}
+
+impl Env for HostEnv {
+    fn now(&self) -> u32 {
+        self.now.load(Relaxed)
+    }
+    fn control(&self) -> Option<*const Control> {
+        Some(&raw const self.control)
+    }
+    fn device(&self, ifindex: u32) -> Option<*const [Device; 2]> {
+        self.devices.get((ifindex % DEVICE_SLOTS) as usize).map(|d| d as *const _)
+    }
+    fn next_hop(&self, index: u32) -> Option<*mut NextHop> {
+        // SAFETY: only element pointers leave; see `Sync`.
+        unsafe { (&mut *self.next_hops.get()).get_mut(index as usize).map(|h| h as *mut _) }
+    }
+    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        let buckets = self.buckets.get();
+        // SAFETY: the box itself is never changed; only element pointers leave; see `Sync`.
+        unsafe {
+            let (first, n) = ((*buckets).as_mut_ptr(), (&(*buckets)).len());
+            ((index as usize) < n).then(|| first.add(index as usize))
+        }
+    }
+    fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
+        self.policy[generation as usize & 1].pages.get(index as usize).map(|p| p as *const _)
+    }
+    fn address_class(&self, generation: u32, address: u32) -> u32 {
+        self.policy[generation as usize & 1].prefixes.get(u32::from_be(address)).unwrap_or(0)
+    }
+    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool {
+        let policy = &self.policy[generation as usize & 1];
+        policy.spaces.get(&network).is_some_and(|s| s.get(u32::from_be(address)).is_some())
+    }
+    fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
+        let key = EndpointKey { address, network, pad: 0 };
+        self.policy[generation as usize & 1].endpoints.get(&key).copied().unwrap_or(0)
+    }
+    fn route(&self, address: u32) -> u32 {
+        self.routes.get(u32::from_be(address)).unwrap_or(0)
+    }
+    fn count(&self, reason: Reason, bytes: u32) {
+        self.counts[reason as usize][0].fetch_add(1, Relaxed);
+        self.counts[reason as usize][1].fetch_add(bytes as u64, Relaxed);
+    }
+    fn count_rule(&self, rule: u32, bytes: u32) {
+        if let Ok(mut hits) = self.rule_hits.lock() {
+            let c = hits.entry(rule).or_default();
+            c.packets += 1;
+            c.bytes += bytes as u64;
+        }
+    }
+    fn event(&self, ctx: &Context, reason: Reason) {
+        if let Ok(mut events) = self.events.lock()
+            && events.len() < 1024
+        {
+            events.push(super::event(ctx, reason));
+        }
+    }
+    fn refused_until(&self, key: &FlowKey) -> Option<u32> {
+        self.refusals.lock().ok()?.get(key).copied()
+    }
+    fn refuse_until(&self, key: &FlowKey, tick: u32) {
+        if let Ok(mut refusals) = self.refusals.lock() {
+            refusals.insert(*key, tick);
+        }
+    }
+    fn insert(&self, ctx: &mut Context) -> flow::Taken {
+        flow::insert(self, &ctx.claim, ctx.now)
+    }
+    fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32) {
+        for i in 0..n {
+            if S::attempt(self, ctx, i) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the engine needs besides the packet: tables, counters, time. Implemented over BPF maps in `dataplane-ebpf`
+//! and over plain Rust in [`crate::engine::host`].
+
+use crate::engine::Context;
+use crate::flow::Taken;
+use crate::layout::{Bucket, Control, Device, FlowKey, NextHop};
+use crate::policy::Page;
+use crate::reason::Reason;
+
+/// One attempt of a bounded search that may be too long to inline; see [`Env::search`].
+pub trait Step<E: Env> {
+    /// Tries candidate `i`; `true` ends the search.
+    fn attempt(env: &E, ctx: &mut Context, i: u32) -> bool;
+}
+
+/// Tables, counters and time. Pointers returned stay valid for the rest of the packet; the records behind them are
+/// shared with other CPUs and only changed the way [`crate::flow`] says.
+pub trait Env: Sized {
+    /// Ticks of [`crate::clock`].
+    fn now(&self) -> u32;
+    fn control(&self) -> Option<*const Control>;
+    /// The device's pair for both generation parities.
+    fn device(&self, ifindex: u32) -> Option<*const [Device; 2]>;
+    fn next_hop(&self, index: u32) -> Option<*mut NextHop>;
+    fn bucket(&self, index: u32) -> Option<*mut Bucket>;
+    fn page(&self, generation: u32, index: u32) -> Option<*const Page>;
+    /// Global class of an address (network order); 0 when no prefix of the policy covers it.
+    fn address_class(&self, generation: u32, address: u32) -> u32;
+    /// Is the address inside the virtual network's space? Network `WORLD` asks for any.
+    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool;
+    /// [`crate::policy::endpoint_value`] of the address, 0 for none.
+    fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32;
+    /// Next hop towards an address of the world, 0 for none.
+    fn route(&self, address: u32) -> u32;
+    fn count(&self, reason: Reason, bytes: u32);
+    fn count_rule(&self, rule: u32, bytes: u32);
+    /// Samples a drop or exhaustion event.
+    fn event(&self, ctx: &Context, reason: Reason);
+    /// Until when (tick) claims for this key are known to fail.
+    fn refused_until(&self, key: &FlowKey) -> Option<u32>;
+    fn refuse_until(&self, key: &FlowKey, tick: u32);
+    /// [`crate::flow::insert`] of `ctx.claim`. Here and not called directly, because in the kernel it is a function that the
+    /// verifier checks once instead of at each of its calls.
+    fn insert(&self, ctx: &mut Context) -> Taken;
+    /// Runs `S::attempt` for 0.. below `n` until one says it is done. The context passed on is the packet's own.
+    fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32);
+}

@@ -1,0 +1,376 @@
+//! The flow table: finding, inserting, publishing and freeing half-records (ADR 0001).
+//!
+//! Anyone may read a record at any time; only the owner of a slot (who moved its control word to BUSY) writes key and
+//! body; deadlines and counts are written by whoever forwards a packet. A slot is recycled only [`clock::GRACE`] after
+//! both directions' deadlines, and its generation changes then.
+
+use crate::atomic;
+use crate::clock::{self, passed};
+use crate::env::Env;
+use crate::layout::{BUCKET_SLOTS, Bucket, Control, FlowKey, HalfRecord};
+
+/// The control word: `generation:32 | phase:8 | tcp:8 | idle:8 | flags:8`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ctl(pub u64);
+
+pub const FREE: u8 = 0;
+/// Taken; the key is being written.
+pub const BUSY: u8 = 1;
+/// The key stands; its owner is looking whether another slot has it too.
+pub const TENTATIVE: u8 = 2;
+pub const LIVE: u8 = 3;
+
+/// This direction is the one that opened the flow.
+pub const FLAG_FORWARD: u8 = 1;
+/// The flow has a port of its own from SNAT.
+pub const FLAG_SNAT: u8 = 2;
+/// A [`crate::layout::KIND_MAPPING`] pair stands behind the flow and must outlive it.
+pub const FLAG_MAPPED: u8 = 4;
+
+impl Ctl {
+    #[inline(always)]
+    pub const fn new(generation: u32, phase: u8, tcp: u8, idle: u8, flags: u8) -> Self {
+        Self(
+            (generation as u64) << 32
+                | (phase as u64) << 24
+                | (tcp as u64) << 16
+                | (idle as u64) << 8
+                | flags as u64,
+        )
+    }
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+    #[inline(always)]
+    pub const fn phase(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+    #[inline(always)]
+    pub const fn tcp(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+    #[inline(always)]
+    pub const fn idle(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+    #[inline(always)]
+    pub const fn flags(self) -> u8 {
+        self.0 as u8
+    }
+    #[inline(always)]
+    pub const fn with_tcp(self, tcp: u8) -> Self {
+        Self(self.0 & !(0xff << 16) | (tcp as u64) << 16)
+    }
+}
+
+/// Mixes the key with the table's secrets. Not cryptographic: what it guards against is an outsider who picks keys
+/// that share a bucket without knowing the secrets.
+#[inline(always)]
+pub fn hash(key: &FlowKey, seed: &[u64; 2]) -> u64 {
+    let [a, b] = words(key);
+    let mut h = (a ^ seed[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    h ^= h >> 32;
+    h = (h ^ b ^ seed[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    h ^= h >> 29;
+    h = h.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    h ^ h >> 32
+}
+
+/// The key as two words, for comparing.
+#[inline(always)]
+pub fn words(key: &FlowKey) -> [u64; 2] {
+    [
+        key.source as u64 | (key.destination as u64) << 32,
+        key.source_port as u64
+            | (key.destination_port as u64) << 16
+            | (key.network as u64) << 32
+            | (key.protocol as u64) << 48
+            | (key.kind as u64) << 56,
+    ]
+}
+
+/// Where a key may stand: two buckets and the slot at which probing begins in either.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub first: u32,
+    pub second: u32,
+    pub start: u32,
+}
+
+#[inline(always)]
+pub fn places(hash: u64, mask: u32) -> Places {
+    let first = (hash >> 32) as u32 & mask;
+    Places { first, second: (first ^ ((hash >> 8) as u32 | 1)) & mask, start: hash as u32 & 7 }
+}
+
+/// Slot `i` of a bucket; `i` is taken modulo the bucket's size.
+///
+/// # Safety
+/// `bucket` comes from [`Env::bucket`].
+#[inline(always)]
+pub unsafe fn slot(bucket: *mut Bucket, i: u32) -> *mut HalfRecord {
+    // SAFETY: `i` is below eight, the bucket holds eight records.
+    unsafe { bucket.cast::<HalfRecord>().add(i as usize & (BUCKET_SLOTS - 1)) }
+}
+
+/// The record with this index.
+#[inline(always)]
+pub fn record<E: Env>(env: &E, index: u32) -> Option<*mut HalfRecord> {
+    let bucket = env.bucket(index >> 3)?;
+    // SAFETY: just looked up.
+    Some(unsafe { slot(bucket, index & 7) })
+}
+
+/// # Safety
+/// `r` points into the flow table.
+#[inline(always)]
+unsafe fn has_key(r: *mut HalfRecord, key: [u64; 2]) -> bool {
+    // SAFETY: the key is the first 16 bytes of the aligned record; each word is read once.
+    unsafe {
+        let p = r.cast::<u64>();
+        core::ptr::read_volatile(p) == key[0] && core::ptr::read_volatile(p.add(1)) == key[1]
+    }
+}
+
+/// # Safety
+/// `r` points into the flow table.
+#[inline(always)]
+pub unsafe fn ctl(r: *const HalfRecord) -> Ctl {
+    // SAFETY: the caller vouches for `r`.
+    Ctl(unsafe { atomic::load(&raw const (*r).ctl) })
+}
+
+/// Has the other direction kept the flow alive until `slack` ticks before now?
+#[inline(always)]
+fn peer_alive<E: Env>(env: &E, peer: u32, generation: u32, now: u32, slack: u32) -> bool {
+    let Some(p) = record(env, peer) else { return false };
+    // SAFETY: `p` points into the table.
+    unsafe {
+        let c = ctl(p);
+        c.phase() == LIVE && c.generation() == generation && !passed((*p).deadline.wrapping_add(slack), now)
+    }
+}
+
+/// Is this LIVE record's flow alive? One cache line unless this direction alone has been silent for too long.
+///
+/// # Safety
+/// `r` points into the flow table.
+#[inline(always)]
+pub unsafe fn alive<E: Env>(env: &E, r: *const HalfRecord, now: u32) -> bool {
+    // SAFETY: the caller vouches for `r`.
+    unsafe { !passed((*r).deadline, now) || peer_alive(env, (*r).peer, ctl(r).generation(), now, 0) }
+}
+
+/// May the slot be taken? Free, dead for longer than the grace, or abandoned half-way (which no program does).
+///
+/// # Safety
+/// `r` points into the flow table.
+#[inline(always)]
+pub unsafe fn reusable<E: Env>(env: &E, r: *const HalfRecord, c: Ctl, now: u32) -> bool {
+    // SAFETY: the caller vouches for `r`.
+    unsafe {
+        if c.phase() == FREE {
+            return true;
+        }
+        if !passed((*r).deadline.wrapping_add(clock::GRACE), now) {
+            return false;
+        }
+        match c.phase() {
+            LIVE => !peer_alive(env, (*r).peer, c.generation(), now, clock::GRACE),
+            _ => passed((*r).deadline.wrapping_add(8 * clock::GRACE), now),
+        }
+    }
+}
+
+/// Finds the live record of a key.
+#[inline(always)]
+pub fn find<E: Env>(env: &E, control: &Control, key: &FlowKey, now: u32) -> Option<(u32, *mut HalfRecord)> {
+    let at = places(hash(key, &control.seed), control.bucket_mask);
+    let key = words(key);
+    let mut bucket = at.first;
+    for _ in 0..2 {
+        let p = env.bucket(bucket)?;
+        for i in 0..BUCKET_SLOTS as u32 {
+            let n = (at.start + i) & 7;
+            // SAFETY: `p` was just looked up, `n` is below eight.
+            unsafe {
+                let r = slot(p, n);
+                if has_key(r, key) && ctl(r).phase() == LIVE && alive(env, r, now) {
+                    return Some((bucket << 3 | n, r));
+                }
+            }
+        }
+        bucket = at.second;
+    }
+    None
+}
+
+/// A slot taken for a key and not yet published, or why not. One word, so that it crosses a BPF-to-BPF call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken(pub u64);
+
+impl Taken {
+    /// The key is in the table already (or being inserted by another CPU).
+    pub const EXISTS: Taken = Taken(u64::MAX);
+    /// Both buckets are full of live flows.
+    pub const FULL: Taken = Taken(u64::MAX - 1);
+    /// Other CPUs took the free slots under our hands.
+    pub const CONTENDED: Taken = Taken(u64::MAX - 2);
+
+    #[inline(always)]
+    const fn new(index: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | index as u64)
+    }
+    #[inline(always)]
+    pub const fn is_slot(self) -> bool {
+        // Slot indices stay below 2^31, the three errors do not.
+        self.0 as u32 >> 31 == 0
+    }
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.0 as u32
+    }
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// What one look over both buckets found.
+#[derive(Clone, Copy)]
+struct Scan {
+    /// Index of a slot other than `except` that has the key, or `NOWHERE`.
+    same: u32,
+    /// Index of the first reusable slot, or `NOWHERE`.
+    room: u32,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+#[inline(always)]
+fn scan<E: Env>(env: &E, at: Places, key: [u64; 2], now: u32, except: u32) -> Scan {
+    let mut found = Scan { same: NOWHERE, room: NOWHERE };
+    let mut bucket = at.first;
+    for _ in 0..2 {
+        let Some(p) = env.bucket(bucket) else { return found };
+        for i in 0..BUCKET_SLOTS as u32 {
+            let n = (at.start + i) & 7;
+            let index = bucket << 3 | n;
+            // SAFETY: `p` was just looked up, `n` is below eight.
+            unsafe {
+                let r = slot(p, n);
+                let c = ctl(r);
+                // Within the grace a dead flow's key still counts: its port is not handed out while a packet of it may
+                // be under way.
+                if found.room == NOWHERE && reusable(env, r, c, now) {
+                    found.room = index;
+                } else if index != except
+                    && c.phase() >= TENTATIVE
+                    && has_key(r, key)
+                    && !reusable(env, r, c, now)
+                {
+                    found.same = index;
+                    return found;
+                }
+            }
+        }
+        bucket = at.second;
+    }
+    found
+}
+
+/// Takes a slot for `key` if no live flow has it: insert-if-absent. The slot is TENTATIVE until [`publish`] or
+/// [`withdraw`]; until then nobody finds it, and nobody else can insert the key.
+#[inline(always)]
+pub fn insert<E: Env>(env: &E, key: &FlowKey, now: u32) -> Taken {
+    let Some(control) = env.control() else { return Taken::FULL };
+    // SAFETY: the control element lives as long as the map.
+    let control = unsafe { &*control };
+    let at = places(hash(key, &control.seed), control.bucket_mask);
+    let key_words = words(key);
+    let mut tries = 0;
+    while tries < 3 {
+        tries += 1;
+        let found = scan(env, at, key_words, now, NOWHERE);
+        if found.same != NOWHERE {
+            return Taken::EXISTS;
+        }
+        if found.room == NOWHERE {
+            return Taken::FULL;
+        }
+        let Some(r) = record(env, found.room) else { return Taken::FULL };
+        // SAFETY: `r` points into the table; after the exchange to BUSY the slot is ours.
+        unsafe {
+            let before = ctl(r);
+            if !reusable(env, r, before, now) {
+                continue;
+            }
+            let generation = before.generation().wrapping_add(1);
+            let busy = Ctl::new(generation, BUSY, 0, 0, 0);
+            if atomic::compare_exchange(&raw mut (*r).ctl, before.0, busy.0) != before.0 {
+                continue;
+            }
+            (*r).deadline = now;
+            core::ptr::write_volatile(r.cast::<u64>(), key_words[0]);
+            core::ptr::write_volatile(r.cast::<u64>().add(1), key_words[1]);
+            atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, TENTATIVE, 0, 0, 0).0);
+            if scan(env, at, key_words, now, found.room).same != NOWHERE {
+                atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, FREE, 0, 0, 0).0);
+                return Taken::EXISTS;
+            }
+            return Taken::new(found.room, generation);
+        }
+    }
+    Taken::CONTENDED
+}
+
+/// Gives a taken slot back, unused.
+#[inline(always)]
+pub fn withdraw<E: Env>(env: &E, taken: Taken) {
+    if let Some(r) = record(env, taken.index()) {
+        // SAFETY: the slot is ours until the exchange.
+        unsafe { atomic::exchange(&raw mut (*r).ctl, Ctl::new(taken.generation(), FREE, 0, 0, 0).0) };
+    }
+}
+
+/// The generation both halves of a new flow carry: one that neither slot has had.
+#[inline(always)]
+pub fn common_generation(a: Taken, b: Taken) -> u32 {
+    if a.generation().wrapping_sub(b.generation()) as i32 > 0 { a.generation() } else { b.generation() }
+}
+
+/// What [`publish`] writes besides the key.
+#[derive(Clone, Copy, Default)]
+pub struct Body {
+    pub peer: u32,
+    pub deadline: u32,
+    pub next_hop: u16,
+    pub ingress: u16,
+    pub new_source: u32,
+    pub new_destination: u32,
+    pub new_source_port: u16,
+    pub new_destination_port: u16,
+    pub rule: u32,
+}
+
+/// Fills a taken slot and makes it findable, with a full barrier before.
+#[inline(always)]
+pub fn publish<E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) {
+    let Some(r) = record(env, taken.index()) else { return };
+    // SAFETY: the slot is ours until the exchange.
+    unsafe {
+        (*r).peer = body.peer;
+        (*r).deadline = body.deadline;
+        (*r).next_hop = body.next_hop;
+        (*r).ingress = body.ingress;
+        (*r).new_source = body.new_source;
+        (*r).new_destination = body.new_destination;
+        (*r).new_source_port = body.new_source_port;
+        (*r).new_destination_port = body.new_destination_port;
+        (*r).rule = body.rule;
+        (*r).packets = 0;
+        (*r).bytes = 0;
+        atomic::exchange(&raw mut (*r).ctl, ctl.0);
+    }
+}

@@ -1,0 +1,160 @@
+//! From bytes to a [`Context`]: Ethernet with up to two tags, IPv4 with options, ports or echo identifier.
+
+use super::headers::*;
+use super::{Packet, at};
+use crate::engine::Context;
+use crate::layout::{FlowKey, KIND_FLOW};
+use crate::reason::Reason;
+
+/// What the Ethernet header announced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layer3 {
+    Ipv4,
+    Arp,
+    Ipv6,
+    Other,
+}
+
+/// `Context::shape` bits.
+pub const SHAPE_VLAN: u8 = 1;
+pub const SHAPE_FRAGMENT: u8 = 2;
+pub const SHAPE_ICMP_ERROR: u8 = 4;
+pub const SHAPE_ICMP_OTHER: u8 = 8;
+/// The packet opens a conversation: TCP SYN without ACK, an echo request, or a protocol without a handshake.
+pub const SHAPE_OPENS: u8 = 16;
+
+/// Offsets are kept in the scratch context between programs, where the verifier forgets their range: these masks
+/// bring it back. 14 + 2·4 is the longest way to the IP header, 60 bytes the longest IP header.
+#[inline(always)]
+pub fn l3_offset(ctx: &Context) -> usize {
+    (ctx.l3 & 0x1f) as usize
+}
+
+/// See [`l3_offset`].
+#[inline(always)]
+pub fn l4_offset(ctx: &Context) -> usize {
+    (ctx.l4 & 0x7f) as usize
+}
+
+/// Reads the Ethernet header and up to two tags. `None`: shorter than an Ethernet header.
+#[inline(always)]
+pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
+    let header = at::<Ethernet>(packet, 0)?;
+    // SAFETY: `at` checked the bounds; packed structs have no alignment.
+    let header = unsafe { &*header };
+    ctx.source_mac = header.source;
+    let mut ethertype = u16::from_be(header.ethertype);
+    let mut offset = size_of::<Ethernet>();
+    ctx.shape = if packet.vlan_offloaded() { SHAPE_VLAN } else { 0 };
+    for _ in 0..2 {
+        if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+            let tag = at::<Vlan>(packet, offset)?;
+            // SAFETY: as above.
+            ethertype = u16::from_be(unsafe { (*tag).ethertype });
+            offset += size_of::<Vlan>();
+            ctx.shape |= SHAPE_VLAN;
+        }
+    }
+    ctx.l3 = offset as u16;
+    Some(match ethertype {
+        ETHERTYPE_IPV4 => Layer3::Ipv4,
+        ETHERTYPE_ARP => Layer3::Arp,
+        ETHERTYPE_IPV6 => Layer3::Ipv6,
+        _ => Layer3::Other,
+    })
+}
+
+/// Reads the IPv4 header and the transport header's first bytes into `ctx.key`, without a network.
+///
+/// For a fragment only the addresses and the protocol are filled in (its payload is never read as ports), for ICMP
+/// other than echo likewise.
+#[inline(always)]
+pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
+    let l3 = l3_offset(ctx);
+    let header = at::<Ipv4>(packet, l3).ok_or(Reason::Malformed)?;
+    // SAFETY: `at` checked the bounds.
+    let header = unsafe { &*header };
+    let ihl = ((header.version_ihl & 0x0f) as usize) << 2;
+    let total = u16::from_be(header.total_length) as u32;
+    if header.version_ihl >> 4 != 4 || ihl < size_of::<Ipv4>() {
+        return Err(Reason::Malformed);
+    }
+    // A GSO packet's total length may exceed what is announced per segment, never fall short of the header.
+    if total < ihl as u32 || l3 as u32 + total > packet.length() {
+        return Err(Reason::Malformed);
+    }
+    let l4 = l3 + ihl;
+    ctx.l4 = l4 as u16;
+    ctx.ttl = header.ttl;
+    ctx.length = packet.length();
+    ctx.tcp_flags = 0;
+    let protocol = header.protocol;
+    ctx.key = FlowKey {
+        source: header.source,
+        destination: header.destination,
+        source_port: 0,
+        destination_port: 0,
+        network: 0,
+        protocol,
+        kind: KIND_FLOW,
+    };
+    if header.fragment & u16::to_be(0x3fff) != 0 {
+        ctx.shape |= SHAPE_FRAGMENT;
+        return Ok(());
+    }
+    let payload = total - ihl as u32;
+    match protocol {
+        TCP => {
+            let tcp = at::<Tcp>(packet, l4).ok_or(Reason::Malformed)?;
+            // SAFETY: `at` checked the bounds.
+            let tcp = unsafe { &*tcp };
+            if payload < size_of::<Tcp>() as u32 {
+                return Err(Reason::Malformed);
+            }
+            ctx.key.source_port = tcp.source;
+            ctx.key.destination_port = tcp.destination;
+            let flags = tcp.flags & 0x3f;
+            ctx.tcp_flags = flags;
+            // No flags at all, or two that exclude each other: probes and evasions, never a connection.
+            if flags & (SYN | FIN | RST | ACK) == 0
+                || flags & (SYN | FIN) == SYN | FIN
+                || flags & (SYN | RST) == SYN | RST
+            {
+                return Err(Reason::TcpFlags);
+            }
+            if flags & (SYN | ACK) == SYN {
+                ctx.shape |= SHAPE_OPENS;
+            }
+        }
+        UDP => {
+            let udp = at::<Udp>(packet, l4).ok_or(Reason::Malformed)?;
+            if payload < size_of::<Udp>() as u32 {
+                return Err(Reason::Malformed);
+            }
+            // SAFETY: `at` checked the bounds.
+            let udp = unsafe { &*udp };
+            ctx.key.source_port = udp.source;
+            ctx.key.destination_port = udp.destination;
+            ctx.shape |= SHAPE_OPENS;
+        }
+        ICMP => {
+            let icmp = at::<Icmp>(packet, l4).ok_or(Reason::Malformed)?;
+            if payload < size_of::<Icmp>() as u32 {
+                return Err(Reason::Malformed);
+            }
+            // SAFETY: `at` checked the bounds.
+            let icmp = unsafe { &*icmp };
+            match icmp.kind {
+                ECHO_REQUEST => {
+                    ctx.key.source_port = icmp.id;
+                    ctx.shape |= SHAPE_OPENS;
+                }
+                ECHO_REPLY => ctx.key.destination_port = icmp.id,
+                3 | 4 | 5 | 11 | 12 => ctx.shape |= SHAPE_ICMP_ERROR,
+                _ => ctx.shape |= SHAPE_ICMP_OTHER,
+            }
+        }
+        _ => ctx.shape |= SHAPE_OPENS,
+    }
+    Ok(())
+}

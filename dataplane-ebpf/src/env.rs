@@ -1,0 +1,146 @@
+//! `Env` over the maps.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
+use portcullis_common::clock::TICK_SHIFT;
+use portcullis_common::engine::{self, Context};
+use portcullis_common::env::{Env, Step};
+use portcullis_common::flow::{self, Taken};
+use portcullis_common::policy::{EndpointKey, Page};
+use portcullis_common::{Bucket, Control, Device, FlowKey, NextHop, Reason};
+
+use crate::maps::*;
+
+/// The tables as one hook sees them; `SLOT` is its scratch (0 XDP, 1 TC).
+pub struct Maps<const SLOT: u32>;
+
+/// The context of the packet under way on this CPU.
+#[inline(always)]
+pub fn scratch<const SLOT: u32>() -> Option<&'static mut Context> {
+    // SAFETY: one packet a CPU and hook; the callback of `search` takes it again while its caller does not use it.
+    SCRATCH.get_ptr_mut(SLOT).map(|p| unsafe { &mut *p })
+}
+
+/// A global function: verified once for any argument, not at each call. Inserts `claim` of the context in `slot`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_insert(slot: u32) -> u64 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
+    // SAFETY: see `scratch`; the caller waits.
+    let ctx = unsafe { &*ctx };
+    flow::insert(&Maps::<0>, &ctx.claim, ctx.now).0
+}
+
+unsafe extern "C" fn step<const SLOT: u32, S: Step<Maps<SLOT>>>(i: u32, _: *mut core::ffi::c_void) -> i64 {
+    let Some(ctx) = scratch::<SLOT>() else { return 1 };
+    S::attempt(&Maps::<SLOT>, ctx, i) as i64
+}
+
+impl<const SLOT: u32> Env for Maps<SLOT> {
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    }
+    #[inline(always)]
+    fn control(&self) -> Option<*const Control> {
+        CONTROL.get_ptr(0)
+    }
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<*const [Device; 2]> {
+        DEVICES.get_ptr(ifindex & (portcullis_common::DEVICE_SLOTS - 1))
+    }
+    #[inline(always)]
+    fn next_hop(&self, index: u32) -> Option<*mut NextHop> {
+        NEXT_HOPS.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        FLOWS.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
+        PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const())
+    }
+    #[inline(always)]
+    fn address_class(&self, generation: u32, address: u32) -> u32 {
+        let Some(trie) = PREFIXES.get(generation & 1) else { return 0 };
+        trie.get(&Key::new(32, address.to_ne_bytes())).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool {
+        let Some(trie) = SPACES.get(generation & 1) else { return false };
+        let n = network.to_be_bytes();
+        let a = address.to_ne_bytes();
+        trie.get(&Key::new(48, [n[0], n[1], a[0], a[1], a[2], a[3], 0, 0])).is_some()
+    }
+    #[inline(always)]
+    fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
+        let Some(map) = ENDPOINTS.get(generation & 1) else { return 0 };
+        // SAFETY: the value is one aligned word, written before the map is put in its slot and never changed.
+        unsafe { map.get(EndpointKey { address, network, pad: 0 }) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn route(&self, address: u32) -> u32 {
+        ROUTES.get(&Key::new(32, address.to_ne_bytes())).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn count(&self, reason: Reason, bytes: u32) {
+        if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own element.
+            unsafe {
+                (*count).packets += 1;
+                (*count).bytes += bytes as u64;
+            }
+        }
+    }
+    #[inline(always)]
+    fn count_rule(&self, rule: u32, bytes: u32) {
+        if let Some(count) = RULE_COUNTS.get_ptr_mut(rule) {
+            // SAFETY: this CPU's own element; keys are only deleted a generation after their rule.
+            unsafe {
+                (*count).hits += 1;
+                (*count).bytes += bytes as u64;
+                (*count).last = self.now() as u64;
+            }
+        }
+    }
+    #[inline(always)]
+    fn event(&self, ctx: &Context, reason: Reason) {
+        let Some(budget) = SAMPLED.get_ptr_mut(0) else { return };
+        let Some(control) = CONTROL.get_ptr(0) else { return };
+        // SAFETY: this CPU's own element; the control element lives as long as the map.
+        let rate = unsafe { engine::forward::settings(&*control, ctx.generation) }.event_rate as u64;
+        // SAFETY: as above.
+        let before = unsafe { *budget };
+        let used = if (before >> 32) as u32 == ctx.now { before & 0xffff_ffff } else { 0 };
+        if used >= rate {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { *budget = (ctx.now as u64) << 32 | (used + 1) };
+        if let Some(mut slot) = EVENTS.reserve(0) {
+            slot.write(engine::event(ctx, reason));
+            slot.submit(0);
+        }
+    }
+    #[inline(always)]
+    fn refused_until(&self, key: &FlowKey) -> Option<u32> {
+        // SAFETY: one aligned word; a stale one only refuses or searches once more.
+        unsafe { REFUSALS.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn refuse_until(&self, key: &FlowKey, tick: u32) {
+        let _ = REFUSALS.insert(key, tick, 0);
+    }
+    #[inline(always)]
+    fn insert(&self, _ctx: &mut Context) -> Taken {
+        Taken(pc_insert(SLOT))
+    }
+    #[inline(always)]
+    fn search<S: Step<Self>>(&self, _ctx: &mut Context, n: u32) {
+        // SAFETY: the callback has the signature bpf_loop asks for (its index is 32 bits wide in a 64-bit register) and
+        // takes no context of ours.
+        unsafe { bpf_loop(n, step::<SLOT, S> as *mut core::ffi::c_void, core::ptr::null_mut(), 0) };
+    }
+}

@@ -1,0 +1,188 @@
+//! TC: everywhere, and the only hook for guests on veth and tap (their checksums are partial, their GSO is worth keeping).
+
+use aya_ebpf::bindings::{
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use portcullis_common::engine::{self, Context, Hook, Side, Stage, Verdict};
+use portcullis_common::env::Env as _;
+use portcullis_common::packet::{Packet, at};
+use portcullis_common::{MARK, Reason};
+
+use crate::env::{Maps, scratch};
+use crate::maps::STAGES_TC;
+
+/// "Not decided here": the next program of the chain, then the kernel. TC_ACT_OK would end the chain.
+const NEXT: i32 = TC_ACT_UNSPEC;
+const SHOT: i32 = TC_ACT_SHOT as i32;
+const AF_INET: u32 = 2;
+
+struct Tc<'a>(&'a TcContext);
+
+impl Packet for Tc<'_> {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.0.data()
+    }
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.0.data_end()
+    }
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.0.len()
+    }
+    #[inline(always)]
+    fn pull(&self, n: u32) -> bool {
+        let n = n & 0xff;
+        if self.start() + n as usize <= self.end() {
+            return true;
+        }
+        n <= self.length() && self.0.pull_data(n).is_ok()
+    }
+    #[inline(always)]
+    fn vlan_offloaded(&self) -> bool {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+    /// The helpers know whether the checksum is whole or partial (guest offloads), which the packet does not say.
+    #[inline(always)]
+    fn update_l4_checksum(&self, offset: usize, addresses: u32, ports: u32, udp: bool) {
+        let mut flags = 0;
+        if udp {
+            flags = BPF_F_MARK_MANGLED_0 as u64;
+            if let Some(field) = at::<[u8; 2]>(self, offset) {
+                // SAFETY: `at` checked the bounds.
+                if unsafe { *field } == [0, 0] {
+                    return;
+                }
+            }
+        }
+        if addresses != 0 {
+            let _ = self.0.skb.l4_csum_replace(offset, 0, addresses as u64, flags | BPF_F_PSEUDO_HDR as u64);
+        }
+        if ports != 0 {
+            let _ = self.0.skb.l4_csum_replace(offset, 0, ports as u64, flags);
+        }
+    }
+}
+
+#[inline(always)]
+fn act(ctx: &TcContext, state: &Context, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => NEXT,
+        Verdict::Drop => SHOT,
+        Verdict::Redirect(ifindex) => {
+            ctx.set_mark(MARK);
+            // SAFETY: a helper with plain arguments.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Verdict::Neighbour(ifindex, 0) => {
+            ctx.set_mark(MARK);
+            // SAFETY: without parameters the helper asks the routing table.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Verdict::Neighbour(ifindex, address) => {
+            ctx.set_mark(MARK);
+            // SAFETY: all-zero is a valid value of this plain struct.
+            let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+            neighbour.nh_family = AF_INET;
+            neighbour.__bindgen_anon_1.ipv4_nh = address;
+            // SAFETY: the struct lives for the call and its size is passed.
+            unsafe {
+                bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+            }
+        }
+        Verdict::Next(next) => {
+            // SAFETY: nothing with a destructor is alive.
+            unsafe { STAGES_TC.tail_call(ctx, next as u32) };
+            Maps::<1>.count(Reason::Internal, state.length);
+            SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn begin(ctx: &TcContext, side: u8) -> Option<&'static mut Context> {
+    let state = scratch::<1>()?;
+    // SAFETY: the context is the program's own. On both paths `ifindex` is the device the program sits on.
+    state.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    state.hook = Hook::Tc as u8;
+    state.side = side;
+    Some(state)
+}
+
+#[inline(always)]
+fn stage(ctx: &TcContext, stage: Stage) -> i32 {
+    let Some(state) = scratch::<1>() else { return SHOT };
+    let verdict = engine::run(stage, &Tc(ctx), &Maps::<1>, state);
+    act(ctx, state, verdict)
+}
+
+/// Ingress of guests' devices and uplinks.
+#[classifier]
+pub fn pc_tc(ctx: TcContext) -> i32 {
+    if begin(&ctx, 0).is_none() {
+        return SHOT;
+    }
+    stage(&ctx, Stage::Entry)
+}
+
+/// Egress of guests' devices: what the host itself sends them. What we redirected carries the mark.
+#[classifier]
+pub fn pc_host(ctx: TcContext) -> i32 {
+    // SAFETY: the context is the program's own.
+    if unsafe { (*ctx.skb.skb).mark } == MARK {
+        ctx.set_mark(0);
+        return NEXT;
+    }
+    if begin(&ctx, Side::Host as u8).is_none() {
+        return SHOT;
+    }
+    stage(&ctx, Stage::Entry)
+}
+
+/// Egress of uplinks: no private source leaves.
+#[classifier]
+pub fn pc_guard(ctx: TcContext) -> i32 {
+    // SAFETY: the context is the program's own.
+    if unsafe { (*ctx.skb.skb).mark } == MARK {
+        ctx.set_mark(0);
+    }
+    let Some(state) = begin(&ctx, 0) else { return SHOT };
+    let verdict = engine::guard::run(&Tc(&ctx), &Maps::<1>, state);
+    if verdict == Verdict::Drop { SHOT } else { NEXT }
+}
+
+#[classifier]
+pub fn pc_tc_classify(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Classify)
+}
+
+#[classifier]
+pub fn pc_tc_claim(ctx: TcContext) -> i32 {
+    let action = stage(&ctx, Stage::Claim);
+    if let Some(s) = scratch::<1>() {
+        debug!(
+            &ctx,
+            "tc: new flow of {:i} from rule {}: action {}",
+            u32::from_be(s.key.source),
+            s.rule,
+            action
+        );
+    }
+    action
+}
+
+#[classifier]
+pub fn pc_tc_icmp(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Icmp)
+}
+
+#[classifier]
+pub fn pc_tc_fragment(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Fragment)
+}
