@@ -1,3 +1,12 @@
 //! Portcullis' controller: policy to tables, tables to the kernel, answers to the operator (design §3).
 
+pub mod api;
+pub mod cli;
+pub mod compile;
+pub mod daemon;
+pub mod datapath;
+pub mod explain;
+pub mod flows;
+pub mod hosts;
+pub mod observe;
 pub mod policy;

@@ -1,3 +1,5 @@
-//! What Portcullis is tested with: the lab of namespaces, veth and tap that every end-to-end test is built in.
+//! The lab and the oracles that Portcullis is tested with (design §7).
 
+pub mod backend;
 pub mod lab;
+pub mod model;

@@ -1,1 +1,131 @@
-fn main() {}
+//! `cargo xtask`: how a person builds, runs, tests and benches Portcullis.
+
+mod artifacts;
+mod ci;
+mod launch;
+mod privilege;
+mod setup;
+mod suites;
+mod tally;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and benches Portcullis.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Find what building and testing needs, or install it
+    Setup {
+        /// Only show the commands
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Build and start: a demonstration in network namespaces, or with arguments `portcullis run` on this host
+    Run {
+        /// Show the demonstration once and clean up, instead of leaving it running
+        #[arg(long, conflicts_with = "arguments")]
+        once: bool,
+        /// Arguments for `portcullis run`, such as `--policy my.yaml`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run every test, or those whose names contain NAME
+    Test {
+        name: Option<String>,
+        /// List the tests instead of running them
+        #[arg(long)]
+        list: bool,
+        /// Run under another kernel, in a virtual machine (not available yet)
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
+    },
+    /// Measure throughput and latency
+    Bench {
+        /// Arguments for `portcullis-lab bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Everything CI checks: formatting, lints, tests
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Setup { dry_run } => setup::setup(dry_run),
+        Task::Run { once, arguments } => launch::run(once, arguments),
+        Task::Test { kernel: Some(version), .. } => {
+            bail!(
+                "testing under another kernel (--kernel {version}) is not available yet; without --kernel the tests run \
+                 on this one"
+            )
+        }
+        Task::Test { name, list, kernel: None } => suites::test(name.as_deref(), list),
+        Task::Bench { arguments } => launch::bench(arguments),
+        Task::Ci => ci::ci(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, clap::Error> {
+        Arguments::try_parse_from(line.split(' ')).map(|arguments| arguments.task)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_two_dashes_goes_to_portcullis_untouched() {
+        let Ok(Task::Run { once, arguments }) = parse("xtask run -- --policy my.yaml --once") else {
+            panic!("it parses as run")
+        };
+        assert!(!once);
+        assert_eq!(arguments, ["--policy", "my.yaml", "--once"]);
+    }
+
+    #[test]
+    fn once_is_for_the_demonstration_only() {
+        assert!(parse("xtask run --once").is_ok());
+        assert!(parse("xtask run --once -- --policy my.yaml").is_err());
+    }
+
+    #[test]
+    fn options_of_the_bench_need_no_two_dashes() {
+        let Ok(Task::Bench { arguments }) = parse("xtask bench --flows 1000 nat") else {
+            panic!("it parses as bench")
+        };
+        assert_eq!(arguments, ["--flows", "1000", "nat"]);
+    }
+
+    #[test]
+    fn another_kernel_is_refused_clearly() {
+        let task = parse("xtask test --kernel 6.1").expect("it parses");
+        let error = perform(task).expect_err("not available").to_string();
+        assert!(error.contains("not available yet"), "{error}");
+    }
+}

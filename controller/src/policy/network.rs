@@ -231,7 +231,15 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { tcp_established: 240, tcp_half_open: 30, tcp_fin: 240, tcp_reset: 15, udp: 240, icmp: 60, other: 240 }
+        Self {
+            tcp_established: 240,
+            tcp_half_open: 30,
+            tcp_fin: 240,
+            tcp_reset: 15,
+            udp: 240,
+            icmp: 60,
+            other: 240,
+        }
     }
 }
 
@@ -254,7 +262,9 @@ pub type Places = BTreeMap<String, (String, usize, usize)>;
 /// The first address of a prefix that Azure hands to its router.
 pub fn default_gateway(prefix: &IpNet) -> Option<IpAddr> {
     match prefix {
-        IpNet::V4(net) if net.prefix_len() <= 30 => Some(IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1))),
+        IpNet::V4(net) if net.prefix_len() <= 30 => {
+            Some(IpAddr::V4(Ipv4Addr::from(u32::from(net.network()) + 1)))
+        }
         IpNet::V4(_) => None,
         IpNet::V6(net) => Some(IpAddr::V6((u128::from(net.network()) + 1).into())),
     }

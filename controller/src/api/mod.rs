@@ -1,0 +1,203 @@
+//! The control socket: one line of JSON for a question, one for the answer.
+//!
+//! ```text
+//! {"command":"flows","guest":"vm1","limit":10}
+//! {"ok":true,"answer":{"total":2,"flows":[..]}}
+//! {"ok":false,"error":{"kind":"input","message":"there is no guest `vm9`; ..."}}
+//! ```
+
+pub mod client;
+pub mod server;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::explain::Question;
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
+
+/// Bytes of a request line; a longer one is refused.
+pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// Load this file now; an absolute path.
+    Apply {
+        file: String,
+    },
+    Status,
+    Flows {
+        guest: Option<String>,
+        limit: Option<usize>,
+    },
+    Drops {
+        #[serde(default)]
+        all: bool,
+    },
+    Snat,
+    Rules {
+        group: Option<String>,
+    },
+    Explain(Question),
+    /// End, leaving the datapath as it is (`down` does the rest).
+    Stop,
+}
+
+/// The protocols `explain` knows to make a packet of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Icmp => 1,
+        }
+    }
+}
+
+/// Why a question was not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorKind {
+    /// The policy has errors; what was in force still is.
+    Policy,
+    /// The question makes no sense: a name that is not there, an address that is none.
+    Input,
+    /// It did not work.
+    Failed,
+}
+
+/// A question that was not answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    pub kind: ErrorKind,
+    pub message: String,
+    /// Findings in a policy, as `check --output json` has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnostics: Option<Value>,
+    /// The same for people, with carets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendered: Option<String>,
+}
+
+impl Failure {
+    /// The question makes no sense.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Input, message: message.into(), diagnostics: None, rendered: None }
+    }
+
+    /// It did not work.
+    pub fn failed(error: &anyhow::Error) -> Self {
+        let message = format!("{error:#}");
+        Self { kind: ErrorKind::Failed, message, diagnostics: None, rendered: None }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(&error)
+    }
+}
+
+/// A line of the daemon's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    pub ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+}
+
+impl Reply {
+    /// The line for an outcome, newline included.
+    pub fn line(outcome: Result<Value, Failure>) -> Vec<u8> {
+        let reply = match outcome {
+            Ok(answer) => Reply { ok: true, answer: Some(answer), error: None },
+            Err(failure) => Reply { ok: false, answer: None, error: Some(failure) },
+        };
+        let mut line = serde_json::to_vec(&reply).unwrap_or_else(|error| {
+            format!("{{\"ok\":false,\"error\":{{\"kind\":\"failed\",\"message\":\"no JSON: {error}\"}}}}").into_bytes()
+        });
+        line.push(b'\n');
+        line
+    }
+}
+
+/// Reads a request line, whatever bytes it is made of.
+pub fn parse(line: &[u8]) -> Result<Request, Failure> {
+    if line.len() > MAX_REQUEST {
+        return Err(Failure::input(format!("the request is longer than {MAX_REQUEST} bytes")));
+    }
+    serde_json::from_slice(line).map_err(|error| {
+        Failure::input(format!(
+            "not a request: {error}; one line of JSON is expected, such as {{\"command\":\"status\"}}"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_reads_back_as_it_was_written() {
+        for request in [
+            Request::Status,
+            Request::Flows { guest: Some("vm1".into()), limit: None },
+            Request::Explain(Question {
+                from: "vm1".into(),
+                to: "1.1.1.1:443".into(),
+                protocol: Protocol::Tcp,
+                from_port: None,
+            }),
+            Request::Stop,
+        ] {
+            let line = serde_json::to_vec(&request).unwrap();
+            assert_eq!(parse(&line).unwrap(), request);
+        }
+        assert_eq!(parse(br#"{"command":"drops"}"#).unwrap(), Request::Drops { all: false });
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_panics() {
+        let mut seed = 0x1234_5678_9abc_def1_u64;
+        for length in 0..2000usize {
+            let bytes: Vec<u8> = (0..length % 97)
+                .map(|_| {
+                    seed ^= seed << 13;
+                    seed ^= seed >> 7;
+                    seed ^= seed << 17;
+                    seed as u8
+                })
+                .collect();
+            assert_eq!(parse(&bytes).unwrap_err().kind, ErrorKind::Input);
+        }
+        for line in ["", "{}", "[]", "null", "{\"command\":\"nonsense\"}", "{\"command\":\"flows\",\"limit\":-1}", "\u{0}"]
+        {
+            assert_eq!(parse(line.as_bytes()).unwrap_err().kind, ErrorKind::Input, "{line}");
+        }
+        // Nested deeper than a parser without a limit would survive.
+        assert!(parse("[".repeat(60_000).as_bytes()).is_err());
+        assert!(parse(&vec![b' '; MAX_REQUEST + 1]).unwrap_err().message.contains("longer"));
+    }
+
+    #[test]
+    fn a_reply_is_one_line() {
+        let line = Reply::line(Err(Failure::input("two\nlines")));
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert!(line.ends_with(b"\n"));
+    }
+}

@@ -1,0 +1,113 @@
+//! The daemon's end of the control socket.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::sys::stat::{Mode, umask};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::{Failure, MAX_REQUEST, Reply, Request, parse};
+
+/// Clients served at once; the next ones wait in the socket's queue.
+const CLIENTS: usize = 32;
+/// For a client to send its line, and to take the answer.
+const CLIENT_TIME: Duration = Duration::from_secs(10);
+/// For the answer to be made.
+const ANSWER_TIME: Duration = Duration::from_secs(110);
+
+/// Answers questions.
+pub trait Answer: Send + Sync + 'static {
+    /// The answer to one question.
+    fn answer(&self, request: Request) -> impl Future<Output = Result<Value, Failure>> + Send;
+}
+
+/// Binds the socket: mode 0600 from its first moment, in place of one that a killed daemon left.
+///
+/// The caller holds the daemon's lock, so whatever stands at `path` belongs to nobody that lives.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            fs::remove_file(path).with_context(|| format!("removing the old {}", path.display()))?;
+        }
+        Ok(_) => bail!("{} is there and is no socket: remove it, or choose another --socket", path.display()),
+        Err(_) => {}
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let listener = listener.with_context(|| format!("listening at {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protecting {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: UnixListener, answers: Arc<impl Answer>) {
+    let room = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answers = Arc::clone(&answers);
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, &*answers).await {
+                        log::debug!("control socket: {error}");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: clients end and give theirs back.
+                log::warn!("control socket: accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<()> {
+    let outcome = match stream.peer_cred() {
+        Ok(who) if who.uid() == 0 => {
+            let mut line = Vec::new();
+            // One byte more than is allowed, so that too long a line is told from one that fits.
+            let mut reader = BufReader::new(&mut stream).take(MAX_REQUEST as u64 + 1);
+            match timeout(CLIENT_TIME, reader.read_until(b'\n', &mut line)).await {
+                // Somebody only looked whether we are here.
+                Ok(Ok(0)) => return Ok(()),
+                Ok(Ok(_)) => match parse(&line) {
+                    Ok(request) => match timeout(ANSWER_TIME, answers.answer(request)).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => Err(Failure::failed(&anyhow::anyhow!("this took too long; see the daemon's log"))),
+                    },
+                    Err(failure) => Err(failure),
+                },
+                Ok(Err(error)) => return Err(error),
+                Err(_) => Err(Failure::input("no request came")),
+            }
+        }
+        Ok(who) => Err(Failure::input(format!("only root may ask, not user {}", who.uid()))),
+        Err(error) => Err(Failure::failed(&anyhow::Error::new(error).context("asking who you are"))),
+    };
+    let line = Reply::line(outcome);
+    // A client may be slow to take a long answer, but not silent: each part has its own time.
+    for part in line.chunks(1 << 16) {
+        timeout(CLIENT_TIME, stream.write_all(part)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    }
+    stream.shutdown().await
+}

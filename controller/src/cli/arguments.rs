@@ -1,0 +1,123 @@
+//! What may stand on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::api::{DEFAULT_SOCKET, Protocol};
+use crate::datapath::DEFAULT_PINS;
+
+/// Where the daemon keeps what must survive a reboot, unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/portcullis";
+
+/// NAT gateway and firewall with Azure's rule model, on XDP and TC.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 100)]
+pub struct Arguments {
+    /// The daemon's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// How to print answers: a table for people, JSON for programs.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Table,
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put a policy in force and keep it so: the daemon.
+    Run(RunArguments),
+    /// Stop the daemon, detach the datapath and undo every change made on this host.
+    Down {
+        /// Directory with the daemon's state.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state_dir: PathBuf,
+        /// Directory with its pins, in a bpf filesystem.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_PINS)]
+        pin_dir: PathBuf,
+        /// Also forget who owns which ports; the next start hands them out anew.
+        #[arg(long)]
+        forget: bool,
+    },
+    /// Check policy files. Needs neither root nor a kernel with BPF.
+    Check {
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Make the daemon load this policy now.
+    Apply {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// What is in force, where it is attached, and how it is doing.
+    Status,
+    /// Live flows.
+    Flows {
+        /// Only this guest's (`vm1` or `vm1/ipconfig1`).
+        #[arg(long, value_name = "NAME")]
+        guest: Option<String>,
+        /// At most this many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// What became of packets, by reason, and the latest drops.
+    Drops {
+        /// Reasons that never occurred too.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Each guest's SNAT ports: allocated, used, free.
+    Snat,
+    /// Security rules with their hits.
+    Rules {
+        /// Only this network security group's.
+        #[arg(long, value_name = "NAME")]
+        group: Option<String>,
+    },
+    /// What would happen to a packet, and why.
+    Explain(ExplainArguments),
+    /// Print the JSON Schema of policy files, for editors.
+    Schema,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArguments {
+    /// The policy, YAML. It is watched: a change is applied, unless it has errors.
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// Directory for what must survive a reboot.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+    pub state_dir: PathBuf,
+    /// Directory for pinned programs and tables, in a bpf filesystem.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PINS)]
+    pub pin_dir: PathBuf,
+    /// off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: log::LevelFilter,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, clap::Args)]
+pub struct ExplainArguments {
+    /// Who sends: a guest's name, `host`, or an address.
+    #[arg(long, value_name = "NAME|IP")]
+    pub from: String,
+    /// Who is to receive: a guest's name, `host`, or an address; with a port.
+    #[arg(long, value_name = "NAME|IP[:PORT]")]
+    pub to: String,
+    #[arg(long, value_enum, default_value_t = Protocol::Tcp)]
+    pub protocol: Protocol,
+    /// The sender's port.
+    #[arg(long, value_name = "PORT")]
+    pub from_port: Option<u16>,
+}

@@ -1,0 +1,97 @@
+//! The commands that the daemon answers.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::output::{self, err};
+use super::{BAD_INPUT, Command, DONE, FAILED, OutputFormat};
+use crate::api::{ErrorKind, Failure, Request, client};
+use crate::daemon::Applied;
+use crate::explain::Explanation;
+use crate::flows::{FlowList, SnatUse};
+use crate::observe::{Drops, RuleHits, Status};
+
+/// Asks the daemon, prints the answer; the exit code.
+pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
+    let request = match request(&command) {
+        Ok(request) => request,
+        Err(message) => {
+            err(&format!("error: {message}\n"));
+            return BAD_INPUT;
+        }
+    };
+    match client::ask(socket, &request) {
+        Ok(Ok(answer)) => match command {
+            Command::Apply { .. } => print(format, answer, Applied::text),
+            Command::Status => print(format, answer, Status::text),
+            Command::Flows { .. } => print(format, answer, FlowList::text),
+            Command::Drops { .. } => print(format, answer, Drops::text),
+            Command::Snat => print(format, answer, SnatUse::text),
+            Command::Rules { .. } => print(format, answer, RuleHits::text),
+            _ => print(format, answer, Explanation::text),
+        },
+        Ok(Err(failure)) => refuse(format, &failure),
+        Err(error) => output::fail(&error),
+    }
+}
+
+fn request(command: &Command) -> Result<Request, String> {
+    Ok(match command {
+        Command::Apply { file } => {
+            // The daemon has another working directory.
+            let file = std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let file = file.to_str().ok_or_else(|| format!("{} is not UTF-8", file.display()))?;
+            Request::Apply { file: file.to_owned() }
+        }
+        Command::Status => Request::Status,
+        Command::Flows { guest, limit } => Request::Flows { guest: guest.clone(), limit: Some(*limit) },
+        Command::Drops { all } => Request::Drops { all: *all },
+        Command::Snat => Request::Snat,
+        Command::Rules { group } => Request::Rules { group: group.clone() },
+        Command::Explain(arguments) => Request::Explain(crate::explain::Question {
+            from: arguments.from.clone(),
+            to: arguments.to.clone(),
+            protocol: arguments.protocol,
+            from_port: arguments.from_port,
+        }),
+        Command::Run(_) | Command::Down { .. } | Command::Check { .. } | Command::Schema => {
+            return Err("this command asks no daemon".to_owned());
+        }
+    })
+}
+
+/// Prints JSON as it came, so that a program sees fields this client does not know; a table from what it does know.
+fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, text: fn(&T) -> String) -> u8 {
+    match format {
+        OutputFormat::Json => output::out(&output::json(&answer)),
+        OutputFormat::Table => match serde_json::from_value::<T>(answer) {
+            Ok(answer) => output::out(&text(&answer)),
+            Err(error) => {
+                err(&format!(
+                    "error: the daemon's answer is not what this version expects ({error}); use --output json, or \
+                     restart the daemon with this version\n"
+                ));
+                return FAILED;
+            }
+        },
+    }
+    DONE
+}
+
+fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
+    match (&failure.diagnostics, format) {
+        (Some(diagnostics), OutputFormat::Json) => output::out(&output::json(diagnostics)),
+        _ => {}
+    }
+    match &failure.rendered {
+        Some(rendered) => err(&format!("{rendered}error: {}\n", failure.message)),
+        None => err(&format!("error: {}\n", failure.message)),
+    }
+    match failure.kind {
+        ErrorKind::Policy | ErrorKind::Input => BAD_INPUT,
+        ErrorKind::Failed => FAILED,
+    }
+}

@@ -1,0 +1,383 @@
+//! Everything that stands at an address or a device: guests, public addresses, gateways, next hops, SNAT ports.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+
+use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, Device, WORLD};
+use portcullis_common::policy::{
+    ADDRESS_UNITS, AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, Endpoint, EndpointKey,
+    FRONTEND_HOST, Frontend, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP, endpoint_value,
+};
+
+use super::error::CompileError;
+use super::facts::HostFacts;
+use super::ports::{self, Ownership, Pool, PoolFrontend};
+use super::registry::Registry;
+use crate::policy::network::{Announce, Network, OutboundRule, PublicAddress, TransportProtocol};
+
+/// Where to find a guest: goes into the next-hop table at `index`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestHop {
+    pub index: u16,
+    /// `vm1/ipconfig1`.
+    pub name: String,
+    /// 0 while the device does not exist.
+    pub ifindex: u32,
+    pub address: Ipv4Addr,
+    /// Pinned by the policy; else to be learned from the guest.
+    pub mac: Option<[u8; 6]>,
+    /// What the guest knows its gateway by.
+    pub source_mac: [u8; 6],
+}
+
+/// An IPv4 address in network order, as the tables have it.
+pub(super) fn network_order(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The name of a guest's address everywhere: `vm1/ipconfig1`.
+pub(super) fn member_name(network: &Network, interface: usize, configuration: usize) -> String {
+    let interface = &network.interfaces[interface];
+    format!("{}/{}", interface.name, interface.addresses[configuration].name)
+}
+
+/// The IPv4 configurations of a policy in the order of their endpoints: (interface, configuration).
+pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize, Ipv4Addr)> + '_ {
+    network.interfaces.iter().enumerate().flat_map(|(i, interface)| {
+        let configurations = interface.addresses.iter().enumerate();
+        configurations.filter_map(move |(c, configuration)| Some((i, c, ipv4(configuration.address)?)))
+    })
+}
+
+/// The tables of this room under construction.
+pub(super) struct Edge<'a> {
+    network: &'a Network,
+    facts: &'a HostFacts,
+    /// Network id of each virtual network.
+    network_ids: &'a [u16],
+    pub endpoints: Vec<Endpoint>,
+    /// Name of each endpoint.
+    pub names: Vec<String>,
+    /// Endpoint of each (interface, configuration).
+    numbers: HashMap<(usize, usize), u32>,
+    pub hops: Vec<GuestHop>,
+    pub devices: Vec<Device>,
+    pub missing_devices: Vec<String>,
+    pub frontends: Vec<Frontend>,
+    frontend_numbers: BTreeMap<Ipv4Addr, u32>,
+    pub units: Vec<u32>,
+    pub owners: Vec<u16>,
+    pub reserved_ports: Vec<(u16, u16)>,
+    /// (network, address) -> value of the endpoints map.
+    at: BTreeMap<(u16, Ipv4Addr), u32>,
+    pub errors: Vec<CompileError>,
+}
+
+impl<'a> Edge<'a> {
+    pub fn new(network: &'a Network, facts: &'a HostFacts, network_ids: &'a [u16]) -> Self {
+        Self {
+            network,
+            facts,
+            network_ids,
+            endpoints: Vec::new(),
+            names: Vec::new(),
+            numbers: HashMap::new(),
+            hops: Vec::new(),
+            devices: Vec::new(),
+            missing_devices: Vec::new(),
+            frontends: Vec::new(),
+            frontend_numbers: BTreeMap::new(),
+            units: Vec::new(),
+            owners: Vec::new(),
+            reserved_ports: Vec::new(),
+            at: BTreeMap::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn error(&mut self, place: String, message: String) {
+        self.errors.push(CompileError::new(place, message));
+    }
+
+    /// One endpoint for each IPv4 configuration. Their rulesets are filled in by the caller.
+    pub fn guests(&mut self, registry: &mut Registry) {
+        for (i, c, address) in guests(self.network) {
+            let interface = &self.network.interfaces[i];
+            let configuration = &interface.addresses[c];
+            let name = member_name(self.network, i, c);
+            let place = || format!("networkInterfaces/{}", interface.name);
+            let network_id = self.network_ids[self.network.subnets[configuration.subnet].network];
+            let next_hop = match registry.next_hop(&format!("guest:{name}")) {
+                Ok(index) => index,
+                Err(full) => return self.error(place(), full.to_string()),
+            };
+            let number = self.endpoints.len() as u32;
+            if number >= u32::from(u16::MAX) {
+                return self.error(place(), "more than 65,535 ip configurations".into());
+            }
+            match self.at.entry((network_id, address)) {
+                Entry::Vacant(free) => _ = free.insert(endpoint_value(AT_GUEST, number)),
+                Entry::Occupied(_) => {
+                    self.error(place(), format!("{name}: another ip configuration has {address} too"));
+                    continue;
+                }
+            }
+            let device = self.facts.devices.get(&interface.device);
+            self.hops.push(GuestHop {
+                index: next_hop,
+                name: name.clone(),
+                ifindex: device.map_or(0, |d| d.ifindex),
+                address,
+                mac: interface.mac,
+                source_mac: device.map_or([0; 6], |d| d.answers_with()),
+            });
+            let instance = configuration.public_address.map(|p| &self.network.public_addresses[p]);
+            let instance = instance.and_then(|p| ipv4(p.address));
+            self.endpoints.push(Endpoint {
+                address: network_order(address),
+                network: network_id,
+                next_hop,
+                instance_address: instance.map_or(0, network_order),
+                ..Endpoint::default()
+            });
+            self.numbers.insert((i, c), number);
+            self.names.push(name);
+        }
+    }
+
+    /// The devices that get programs. One that does not exist yet is only listed.
+    pub fn devices(&mut self) {
+        let mut wanted: BTreeMap<&str, (u8, u16)> = BTreeMap::new();
+        for uplink in &self.network.uplinks {
+            wanted.insert(&uplink.device, (DEVICE_UPLINK, WORLD));
+        }
+        for interface in &self.network.interfaces {
+            for configuration in &interface.addresses {
+                let place = format!("networkInterfaces/{}", interface.name);
+                let network = self.network_ids[self.network.subnets[configuration.subnet].network];
+                match *wanted.entry(&interface.device).or_insert((DEVICE_GUEST, network)) {
+                    (DEVICE_UPLINK, _) => {
+                        self.error(place, format!("device {} is an uplink", interface.device));
+                    }
+                    (_, other) if other != network => {
+                        let message =
+                            format!("device {} carries guests of two virtual networks", interface.device);
+                        self.error(place, message);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for (name, (kind, network)) in wanted {
+            match self.facts.devices.get(name) {
+                Some(facts) => self.devices.push(Device {
+                    ifindex: facts.ifindex,
+                    kind,
+                    network,
+                    mac: facts.answers_with(),
+                    ..Device::default()
+                }),
+                None => self.missing_devices.push(name.into()),
+            }
+        }
+    }
+
+    /// Instance-level addresses, frontends, and what is left of the public addresses.
+    pub fn public_addresses(&mut self) {
+        for (i, c, _) in guests(self.network) {
+            let interface = &self.network.interfaces[i];
+            let (Some(public), Some(&number)) =
+                (interface.addresses[c].public_address, self.numbers.get(&(i, c)))
+            else {
+                continue;
+            };
+            let public = &self.network.public_addresses[public];
+            let Some(address) = ipv4(public.address) else { continue };
+            let value = endpoint_value(AT_INSTANCE | proxy(public), number);
+            if self.at.insert((WORLD, address), value).is_some() {
+                let message = format!("{} is already the address of another ip configuration", public.name);
+                self.error(format!("networkInterfaces/{}", interface.name), message);
+            }
+        }
+        for balancer in &self.network.load_balancers {
+            for frontend in &balancer.frontends {
+                let public = &self.network.public_addresses[frontend.public_address];
+                let Some(address) = ipv4(public.address) else { continue };
+                if self.frontend_numbers.contains_key(&address) {
+                    continue;
+                }
+                let number = self.frontends.len() as u32;
+                let value = endpoint_value(AT_FRONTEND | proxy(public), number);
+                if self.at.insert((WORLD, address), value).is_some() {
+                    let place =
+                        format!("loadBalancers/{}/frontendIPConfigurations/{}", balancer.name, frontend.name);
+                    self.error(place, format!("{} is an instance-level public IP already", public.name));
+                }
+                let flags = if public.announce == Announce::Address { FRONTEND_HOST } else { 0 };
+                self.frontends.push(Frontend { address: network_order(address), flags });
+                self.frontend_numbers.insert(address, number);
+            }
+        }
+        for public in &self.network.public_addresses {
+            let Some(address) = ipv4(public.address) else { continue };
+            // The host's own address stays the host's while no part of the policy takes it.
+            let kind = if public.announce == Announce::Address { AT_HOST } else { AT_UNUSED | proxy(public) };
+            self.at.entry((WORLD, address)).or_insert(endpoint_value(kind, 0));
+        }
+    }
+
+    /// Gateways of subnets, and the host's own addresses.
+    pub fn host_addresses(&mut self) {
+        for subnet in &self.network.subnets {
+            let id = self.network_ids[subnet.network];
+            for gateway in subnet.gateways.iter().filter_map(|&g| ipv4(g)) {
+                let value = *self.at.entry((id, gateway)).or_insert(endpoint_value(AT_HOST, 0));
+                if value != endpoint_value(AT_HOST, 0) {
+                    let network = &self.network.virtual_networks[subnet.network].name;
+                    let place = format!("virtualNetworks/{network}/subnets/{}", subnet.name);
+                    self.error(place, format!("the gateway {gateway} is the address of a guest"));
+                }
+            }
+        }
+        for &address in self.facts.addresses.iter().filter(|a| !a.is_loopback()) {
+            self.at.entry((WORLD, address)).or_insert(endpoint_value(AT_HOST, 0));
+            // A destination inside the sender's virtual network is looked up there only.
+            for (network, &id) in self.network.virtual_networks.iter().zip(self.network_ids) {
+                if network.address_space.iter().any(|space| space.contains(&IpAddr::V4(address))) {
+                    self.at.entry((id, address)).or_insert(endpoint_value(AT_HOST, 0));
+                }
+            }
+        }
+    }
+
+    /// Hands out SNAT ports to the members of outbound rules.
+    pub fn outbound(&mut self, registry: &mut Registry, previous: &Ownership) -> Ownership {
+        let reserve = self.network.uplinks.iter().any(|u| u.reserve_host_ports);
+        let mut pools = Vec::new();
+        // Number of the rule's place for each endpoint.
+        let mut rule_of: HashMap<u32, String> = HashMap::new();
+        for balancer in &self.network.load_balancers {
+            for rule in &balancer.outbound_rules {
+                let place = format!("loadBalancers/{}/outboundRules/{}", balancer.name, rule.name);
+                let mut frontends: Vec<PoolFrontend> = Vec::new();
+                for &frontend in &rule.frontends {
+                    let public = &self.network.public_addresses[balancer.frontends[frontend].public_address];
+                    let Some(address) = ipv4(public.address) else { continue };
+                    if frontends.iter().any(|f| f.address == address) {
+                        continue;
+                    }
+                    let shared = public.announce == Announce::Address && !reserve;
+                    let eligible = if shared {
+                        ports::beside_host(self.facts.ephemeral)
+                    } else {
+                        ports::whole_address()
+                    };
+                    frontends.push(PoolFrontend { address, eligible });
+                }
+                if frontends.is_empty() {
+                    continue; // An IPv6 rule.
+                }
+                let idle_class = match registry.idle_class(rule.idle_timeout_seconds) {
+                    Ok(class) => class,
+                    Err(full) => {
+                        self.error(place.clone(), full.to_string());
+                        continue;
+                    }
+                };
+                let mut members = Vec::new();
+                for member in &balancer.pools[rule.pool].members {
+                    let Some(&number) = self.numbers.get(member) else { continue };
+                    match rule_of.get(&number) {
+                        Some(other) if *other == place => continue,
+                        Some(other) => {
+                            let message = format!(
+                                "{} is in the pool of {other} already; an address has one outbound rule",
+                                self.names[number as usize]
+                            );
+                            self.error(place.clone(), message);
+                            continue;
+                        }
+                        None => _ = rule_of.insert(number, place.clone()),
+                    }
+                    let endpoint = &mut self.endpoints[number as usize];
+                    endpoint.protocols = protocols(rule);
+                    endpoint.idle_class = idle_class;
+                    members.push(self.names[number as usize].clone());
+                }
+                let allocated_outbound_ports = rule.allocated_outbound_ports;
+                pools.push(Pool { place, frontends, members, allocated_outbound_ports });
+            }
+        }
+        let ownership = match ports::allocate(previous, &pools) {
+            Ok(ownership) => ownership,
+            Err(errors) => {
+                self.errors.extend(errors);
+                return previous.clone();
+            }
+        };
+        self.unit_tables(&pools, &ownership);
+        if reserve {
+            let hosts = self
+                .frontend_numbers
+                .iter()
+                .filter(|&(_, &number)| self.frontends[number as usize].flags & FRONTEND_HOST != 0);
+            self.reserved_ports = ports::merge(hosts.flat_map(|(&a, _)| ownership.port_ranges(a)).collect());
+        }
+        ownership
+    }
+
+    /// The same ownership twice: by endpoint, to find a port for it, and by port, to find whose it is.
+    fn unit_tables(&mut self, pools: &[Pool], ownership: &Ownership) {
+        let by_name: HashMap<&str, usize> =
+            self.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
+        let mut units: Vec<Vec<u32>> = vec![Vec::new(); self.endpoints.len()];
+        self.owners = vec![0; self.frontends.len() * ADDRESS_UNITS as usize];
+        // In the order of the rule's frontends, so that the first is used up first.
+        let mut done = Vec::new();
+        for frontend in pools.iter().flat_map(|pool| &pool.frontends) {
+            if done.contains(&frontend.address) {
+                continue;
+            }
+            done.push(frontend.address);
+            let number = self.frontend_numbers[&frontend.address];
+            for (&unit, member) in ownership.frontends.get(&frontend.address).into_iter().flatten() {
+                let endpoint = by_name[member.as_str()];
+                units[endpoint].push(number << 16 | u32::from(unit));
+                self.owners[(number * ADDRESS_UNITS) as usize + usize::from(unit)] = endpoint as u16 + 1;
+            }
+        }
+        for (endpoint, units) in self.endpoints.iter_mut().zip(units) {
+            endpoint.first_unit = self.units.len() as u32;
+            endpoint.units = units.len() as u32;
+            self.units.extend(units);
+        }
+    }
+
+    /// The entries of the endpoints map.
+    pub fn entries(&self) -> Vec<(EndpointKey, u32)> {
+        let entry = |(&(network, address), &value): (&(u16, Ipv4Addr), &u32)| {
+            (EndpointKey { address: network_order(address), network, pad: 0 }, value)
+        };
+        self.at.iter().map(entry).collect()
+    }
+}
+
+fn proxy(public: &PublicAddress) -> u32 {
+    if public.announce == Announce::Proxy { AT_PROXY } else { 0 }
+}
+
+fn protocols(rule: &OutboundRule) -> u8 {
+    match rule.protocol {
+        TransportProtocol::Tcp => OUTBOUND_TCP,
+        TransportProtocol::Udp => OUTBOUND_UDP,
+        TransportProtocol::All => OUTBOUND_TCP | OUTBOUND_UDP | OUTBOUND_ICMP,
+    }
+}

@@ -1,0 +1,208 @@
+//! Reads an image back, the slow and obvious way: an independent check of what the compiler wrote, and what
+//! `explain` shows of a classification.
+
+use std::net::Ipv4Addr;
+
+use portcullis_common::policy::{
+    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, Frontend, Header, PROTOCOL, Page,
+    RULE_ALLOW, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
+};
+
+use super::Compiled;
+
+/// What rules look at. Ports in native order, 0 for packets without (ICMP, ESP, AH and others).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PacketKey {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+}
+
+/// The rule of a ruleset that decides, as its position in priority order; `None` only if the image is broken, for
+/// the last default rule matches everything.
+pub fn classify(compiled: &Compiled, ruleset: u32, key: &PacketKey) -> Option<usize> {
+    let image = Image { pages: &compiled.pages };
+    let record = image.ruleset(ruleset);
+    let rows = field_rows(compiled, &record, key);
+    let mut words = rows.iter().fold(u64::MAX, |s, &row| s & image.summary(row));
+    while words != 0 {
+        let word = words.trailing_zeros() as usize;
+        let rules = rows.iter().fold(u64::MAX, |bits, &row| bits & image.row(row).words[word]);
+        if rules != 0 {
+            let bit = word * 64 + rules.trailing_zeros() as usize;
+            return Some(bit - first_bit(compiled, ruleset));
+        }
+        words &= words - 1;
+    }
+    None
+}
+
+/// Which of the five fields (source, destination, source port, destination port, protocol) of one rule match.
+pub fn matches(compiled: &Compiled, ruleset: u32, rule: usize, key: &PacketKey) -> [bool; 5] {
+    let image = Image { pages: &compiled.pages };
+    let rows = field_rows(compiled, &image.ruleset(ruleset), key);
+    let bit = rule + first_bit(compiled, ruleset);
+    rows.map(|row| image.row(row).words[bit / 64] >> (bit % 64) & 1 == 1)
+}
+
+/// Id and "is Allow" of a rule of a ruleset, by its position in priority order.
+pub fn rule(compiled: &Compiled, ruleset: u32, rule: usize) -> (u32, bool) {
+    let image = Image { pages: &compiled.pages };
+    image.rule_entry(image.ruleset(ruleset).rule_base as usize + first_bit(compiled, ruleset) + rule)
+}
+
+/// The bit of a ruleset's first rule.
+fn first_bit(compiled: &Compiled, ruleset: u32) -> usize {
+    compiled.rulesets[ruleset as usize - 1].first_bit as usize
+}
+
+/// The row of each field.
+fn field_rows(compiled: &Compiled, ruleset: &Ruleset, key: &PacketKey) -> [u32; 5] {
+    let image = Image { pages: &compiled.pages };
+    let mut rows = ruleset.row_base;
+    for (field, class) in [
+        (SOURCE, address_class(compiled, key.source)),
+        (DESTINATION, address_class(compiled, key.destination)),
+        (SOURCE_PORT, image.port_class(key.source_port)),
+        (DESTINATION_PORT, image.port_class(key.destination_port)),
+    ] {
+        rows[field] += image.local(ruleset.local_base[field] + class);
+    }
+    rows[PROTOCOL] += protocol_class(key.protocol);
+    rows
+}
+
+/// The global class of an address: the longest prefix that has it.
+pub fn address_class(compiled: &Compiled, address: Ipv4Addr) -> u32 {
+    let bits = u32::from(address);
+    for len in (0..=32u8).rev() {
+        let network = (u64::from(bits) >> (32 - len) << (32 - len)) as u32;
+        let wanted = (len, network.to_be_bytes());
+        if let Ok(at) = compiled.prefixes.binary_search_by_key(&wanted, |p| (p.0, p.1)) {
+            return compiled.prefixes[at].2;
+        }
+    }
+    0
+}
+
+/// What the endpoints map says of an address: `kind << 24 | index`, 0 for nothing.
+pub fn endpoint_value(compiled: &Compiled, network: u16, address: Ipv4Addr) -> u32 {
+    let address = u32::from_ne_bytes(address.octets());
+    let key = EndpointKey { address, network, pad: 0 };
+    compiled.endpoints.iter().find(|(k, _)| *k == key).map_or(0, |&(_, value)| value)
+}
+
+/// The tables of an image.
+pub struct Image<'a> {
+    pub pages: &'a [Page],
+}
+
+impl Image<'_> {
+    pub fn header(&self) -> Header {
+        let at = |i: usize| self.u32(0, i);
+        Header {
+            generation: at(0),
+            pages: at(1),
+            endpoints: at(2),
+            rulesets: at(3),
+            locals: at(4),
+            ports: at(5),
+            summaries: at(6),
+            rows: at(7),
+            rules: at(8),
+            units: at(9),
+            frontends: at(10),
+            owners: at(11),
+            endpoints_used: at(12),
+            frontends_used: at(13),
+        }
+    }
+
+    pub fn ruleset(&self, number: u32) -> Ruleset {
+        let at = |i: usize| self.u32(self.header().rulesets, number as usize * 16 + i);
+        Ruleset {
+            local_base: [at(0), at(1), at(2), at(3)],
+            row_base: [at(4), at(5), at(6), at(7), at(8)],
+            rule_base: at(9),
+            rules: at(10),
+            pad: [0; 5],
+        }
+    }
+
+    pub fn endpoint(&self, number: u32) -> Endpoint {
+        let table = self.header().endpoints;
+        let at = |i: usize| self.u32(table, number as usize * 16 + i);
+        let half = |i: usize| self.u16(table, number as usize * 32 + i);
+        let bytes = half(18).to_ne_bytes();
+        Endpoint {
+            address: at(0),
+            network: half(2),
+            next_hop: half(3),
+            nic_outbound: at(2),
+            subnet_outbound: at(3),
+            subnet_inbound: at(4),
+            nic_inbound: at(5),
+            instance_address: at(6),
+            first_unit: at(7),
+            units: at(8),
+            protocols: bytes[0],
+            idle_class: bytes[1],
+            pad0: 0,
+            pad1: [0; 6],
+        }
+    }
+
+    /// The units of an endpoint as (frontend, unit).
+    pub fn units(&self, endpoint: &Endpoint) -> Vec<(u32, u32)> {
+        let entries = endpoint.first_unit..endpoint.first_unit + endpoint.units;
+        entries.map(|i| self.u32(self.header().units, i as usize)).map(|u| (u >> 16, u & 0xffff)).collect()
+    }
+
+    pub fn frontend(&self, number: u32) -> Frontend {
+        let at = |i: usize| self.u32(self.header().frontends, number as usize * 2 + i);
+        Frontend { address: at(0), flags: at(1) }
+    }
+
+    /// The endpoint that owns a port of a frontend.
+    pub fn owner(&self, frontend: u32, port: u16) -> Option<u32> {
+        let index = frontend * ADDRESS_UNITS + u32::from(port) / UNIT_PORTS;
+        u32::from(self.u16(self.header().owners, index as usize)).checked_sub(1)
+    }
+
+    /// An entry of the rules table: id and "is Allow".
+    fn rule_entry(&self, index: usize) -> (u32, bool) {
+        let entry = self.u32(self.header().rules, index);
+        (entry & !RULE_ALLOW, entry & RULE_ALLOW != 0)
+    }
+
+    pub fn port_class(&self, port: u16) -> u32 {
+        u32::from(self.u16(self.header().ports, usize::from(port)))
+    }
+
+    fn local(&self, index: u32) -> u32 {
+        u32::from(self.u16(self.header().locals, index as usize))
+    }
+
+    fn summary(&self, row: u32) -> u64 {
+        self.pages[(self.header().summaries + row / 64) as usize].words[row as usize % 64]
+    }
+
+    fn row(&self, row: u32) -> &Page {
+        &self.pages[(self.header().rows + row) as usize]
+    }
+
+    fn u32(&self, table: u32, index: usize) -> u32 {
+        let bytes = self.pages[table as usize + index / 128].words[index % 128 / 2].to_ne_bytes();
+        let at = index % 2 * 4;
+        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    }
+
+    fn u16(&self, table: u32, index: usize) -> u16 {
+        let bytes = self.pages[table as usize + index / 256].words[index % 256 / 4].to_ne_bytes();
+        let at = index % 4 * 2;
+        u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+    }
+}

@@ -1,0 +1,67 @@
+//! Timers, and what guests may ask of the host.
+
+use portcullis_common::clock::ticks;
+use portcullis_common::layout::{
+    HOST_DHCP, HOST_DNS, HOST_ECHO, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, Service, Settings,
+};
+
+use super::error::CompileError;
+use super::registry::Registry;
+use crate::policy::network::{Network, TransportProtocol};
+
+/// Sampled events per tick and CPU: enough to see what is happening, too few to slow a flood down further.
+const EVENT_RATE: u32 = 8;
+
+/// The settings of a generation. The registry has the idle classes already.
+pub(super) fn settings(network: &Network, registry: &Registry) -> Result<Settings, CompileError> {
+    let t = &network.timeouts;
+    let access = &network.host_access;
+    // A class that stands for nothing must not mean "expired at once".
+    let mut idle = [ticks(t.tcp_established); 16];
+    idle[IDLE_TCP as usize] = ticks(t.tcp_established);
+    idle[IDLE_UDP as usize] = ticks(t.udp);
+    idle[IDLE_ICMP as usize] = ticks(t.icmp);
+    idle[IDLE_OTHER as usize] = ticks(t.other);
+    for (class, seconds) in registry.idle_classes() {
+        idle[usize::from(class)] = ticks(seconds);
+    }
+
+    let mut host_access = 0;
+    for (on, bit) in [(access.dhcp, HOST_DHCP), (access.dns, HOST_DNS), (access.echo, HOST_ECHO)] {
+        if on {
+            host_access |= bit;
+        }
+    }
+
+    let mut services = Vec::new();
+    for &(protocol, first, last) in &access.services {
+        let protocols: &[u16] = match protocol {
+            TransportProtocol::Tcp => &[6],
+            TransportProtocol::Udp => &[17],
+            TransportProtocol::All => &[6, 17],
+        };
+        services.extend(protocols.iter().map(|&protocol| Service { protocol, first, last, pad: 0 }));
+    }
+    let mut table = [Service::default(); 16];
+    if services.len() > table.len() {
+        return Err(CompileError::new(
+            "hostAccess/services",
+            format!(
+                "{} services of the host (TCP and UDP counted apart); there is room for 16",
+                services.len()
+            ),
+        ));
+    }
+    table[..services.len()].copy_from_slice(&services);
+
+    Ok(Settings {
+        idle,
+        tcp_half_open: ticks(t.tcp_half_open),
+        tcp_fin: ticks(t.tcp_fin),
+        tcp_reset: ticks(t.tcp_reset),
+        host_access,
+        services_used: services.len() as u32,
+        event_rate: EVENT_RATE,
+        services: table,
+    })
+}

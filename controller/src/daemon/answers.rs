@@ -1,0 +1,71 @@
+//! Which answer belongs to which question.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::shared::{Order, Shared};
+use crate::api::server::Answer;
+use crate::api::{Failure, Request};
+use crate::{explain, flows, observe};
+
+/// Answers from what is shared; orders go to the main task.
+pub struct Answers(pub Arc<Shared>);
+
+impl Answer for Answers {
+    async fn answer(&self, request: Request) -> Result<Value, Failure> {
+        match request {
+            Request::Apply { file } => {
+                let file = PathBuf::from(file);
+                if !file.is_absolute() {
+                    return Err(Failure::input("the path of the policy must be absolute"));
+                }
+                let (done, outcome) = oneshot::channel();
+                self.order(Order::Apply { file, done }).await?;
+                to_value(&outcome.await.map_err(|_| ending())??)
+            }
+            Request::Stop => {
+                let (done, stopped) = oneshot::channel();
+                self.order(Order::Stop { done }).await?;
+                stopped.await.map_err(|_| ending())?;
+                to_value(&serde_json::json!({ "pid": std::process::id() }))
+            }
+            // Reading a million flows takes tens of milliseconds: not on the threads that serve everyone.
+            question => {
+                let shared = Arc::clone(&self.0);
+                tokio::task::spawn_blocking(move || look(&shared, question))
+                    .await
+                    .map_err(|error| Failure::failed(&anyhow::anyhow!("a bug, please report it: {error}")))?
+            }
+        }
+    }
+}
+
+impl Answers {
+    async fn order(&self, order: Order) -> Result<(), Failure> {
+        self.0.orders.send(order).await.map_err(|_| ending())
+    }
+}
+
+fn ending() -> Failure {
+    Failure::failed(&anyhow::anyhow!("the daemon is ending"))
+}
+
+fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
+    match question {
+        Request::Status => to_value(&observe::status(shared)?),
+        Request::Flows { guest, limit } => to_value(&flows::list(shared, guest.as_deref(), limit)?),
+        Request::Drops { all } => to_value(&observe::drops(shared, all)?),
+        Request::Snat => to_value(&flows::snat(shared)?),
+        Request::Rules { group } => to_value(&observe::rules(shared, group.as_deref())?),
+        Request::Explain(question) => to_value(&explain::explain(shared, &question)?),
+        Request::Apply { .. } | Request::Stop => Err(Failure::input("not a question")),
+    }
+}
+
+fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(answer).map_err(|error| Failure::failed(&anyhow::Error::new(error).context("writing JSON")))
+}

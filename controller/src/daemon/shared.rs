@@ -1,0 +1,264 @@
+//! What the daemon's tasks share, and what answers are made of.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Instant, SystemTime};
+
+use portcullis_common::policy::Endpoint;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Applied, Options};
+use crate::api::Failure;
+use crate::compile::lookup::Image;
+use crate::compile::{Compiled, HostFacts, Registry, RuleInfo};
+use crate::datapath::{Datapath, FlowTable};
+use crate::flows::ReaperCounts;
+use crate::hosts::{DeviceChoice, Links};
+use crate::observe::events::EventLog;
+use crate::policy::Loaded;
+use crate::policy::network::Direction;
+
+/// A policy in force and what it came to on this host. Never changed, only replaced.
+#[derive(Debug)]
+pub struct InForce {
+    /// Where it was read from.
+    pub file: PathBuf,
+    pub loaded: Arc<Loaded>,
+    pub compiled: Compiled,
+    /// What of this host it was compiled for.
+    pub facts: HostFacts,
+    pub links: Links,
+    pub choices: Vec<DeviceChoice>,
+    pub applied_at: SystemTime,
+    /// What preparing the host could not do.
+    pub warnings: Vec<String>,
+    /// Devices that are awaited.
+    pub waiting: Vec<String>,
+    rules: HashMap<u32, usize>,
+    /// Endpoint of each guest's next hop.
+    hops: HashMap<u16, usize>,
+}
+
+/// One address of one guest, as the tables number them.
+#[derive(Debug, Clone)]
+pub struct Guest<'a> {
+    /// Number of its endpoint.
+    pub number: usize,
+    /// `vm1/ipconfig1`
+    pub name: &'a str,
+    /// `vm1`
+    pub interface: &'a str,
+    pub device: &'a str,
+    pub address: Ipv4Addr,
+    pub endpoint: Endpoint,
+}
+
+impl InForce {
+    /// Puts together what is known of a policy that has come into force.
+    pub fn new(
+        file: PathBuf,
+        loaded: Arc<Loaded>,
+        plan: super::plan::Plan,
+        warnings: Vec<String>,
+        waiting: Vec<String>,
+    ) -> Self {
+        let super::plan::Plan { links, choices, facts, compiled, registry: _ } = plan;
+        let rules = compiled.rules.iter().enumerate().map(|(i, rule)| (rule.id, i)).collect();
+        let hops = compiled.guest_hops.iter().enumerate().map(|(i, hop)| (hop.index, i)).collect();
+        let applied_at = SystemTime::now();
+        Self { file, loaded, compiled, facts, links, choices, applied_at, warnings, waiting, rules, hops }
+    }
+
+    /// The tables' image.
+    pub fn image(&self) -> Image<'_> {
+        Image { pages: &self.compiled.pages }
+    }
+
+    /// The rule with this id, if it is in force.
+    pub fn rule(&self, id: u32) -> Option<&RuleInfo> {
+        self.rules.get(&id).map(|&i| &self.compiled.rules[i])
+    }
+
+    /// The guest with this endpoint number.
+    pub fn guest(&self, number: usize) -> Option<Guest<'_>> {
+        let name = self.compiled.members.get(number)?;
+        let (interface, _) = name.rsplit_once('/').unwrap_or((name, ""));
+        let known = self.loaded.network.interfaces.iter().find(|i| i.name == interface);
+        let endpoint = self.image().endpoint(number as u32);
+        let address = Ipv4Addr::from(endpoint.address.to_ne_bytes());
+        let device = known.map_or("", |interface| interface.device.as_str());
+        Some(Guest { number, name, interface, device, address, endpoint })
+    }
+
+    /// All guests, in the order of their numbers.
+    pub fn guests(&self) -> impl Iterator<Item = Guest<'_>> {
+        (0..self.compiled.members.len()).filter_map(|number| self.guest(number))
+    }
+
+    /// The guest behind a next hop.
+    pub fn guest_of_hop(&self, hop: u16) -> Option<Guest<'_>> {
+        self.guest(*self.hops.get(&hop)?)
+    }
+
+    /// Is there a guest of this name, `vm1` or `vm1/ipconfig1`?
+    pub fn has_guest(&self, name: &str) -> bool {
+        self.guests().any(|guest| guest.is_named(name))
+    }
+
+    /// The network's name by its id.
+    pub fn network_name<'r>(&self, id: u16, registry: &'r Registry) -> &'r str {
+        if id == 0 { "world" } else { registry.network_name(id).unwrap_or("?") }
+    }
+
+    /// The device with this index, by name.
+    pub fn device_name(&self, ifindex: u32) -> String {
+        let choice = self.choices.iter().find(|choice| choice.ifindex == ifindex).map(|choice| choice.name.clone());
+        let link = || self.links.by_index(ifindex).map(|link| link.name.clone());
+        choice.or_else(link).unwrap_or_else(|| format!("#{ifindex}"))
+    }
+
+    /// Who has this address: guests (by network), in the order of their numbers.
+    pub fn guests_at(&self, address: IpAddr) -> impl Iterator<Item = Guest<'_>> {
+        self.guests().filter(move |guest| IpAddr::V4(guest.address) == address)
+    }
+}
+
+impl Guest<'_> {
+    /// Is it called so, or the interface it belongs to?
+    pub fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.interface == name
+    }
+}
+
+/// `web-nsg/Outbound/DenySmtp`; of a rule that has left the policy what the registry remembers; empty for none.
+pub fn rule_text(in_force: &InForce, registry: &Registry, id: u32) -> String {
+    match in_force.rule(id) {
+        _ if id == 0 => String::new(),
+        Some(rule) => format!("{}/{}/{}", rule.group, direction(rule.direction), short(&rule.name)),
+        None => registry.rule_key(id).map_or_else(|| format!("rule {id}"), |key| format!("{key} (gone)")),
+    }
+}
+
+/// The direction as the policy writes it.
+pub fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Inbound => "Inbound",
+        Direction::Outbound => "Outbound",
+    }
+}
+
+/// A rule's name without `securityRules/`.
+pub fn short(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, name)| name)
+}
+
+/// What went wrong last.
+#[derive(Debug, Clone)]
+pub struct Trouble {
+    pub at: SystemTime,
+    pub message: String,
+    /// With carets, if it is about the policy.
+    pub rendered: Option<String>,
+}
+
+/// Something only the main task may do.
+#[derive(Debug)]
+pub enum Order {
+    /// Load a policy.
+    Apply { file: PathBuf, done: oneshot::Sender<Result<Applied, Failure>> },
+    /// End.
+    Stop { done: oneshot::Sender<()> },
+}
+
+/// What all tasks have.
+pub struct Shared {
+    pub options: Options,
+    pub started: Instant,
+    pub started_at: SystemTime,
+    /// Were there tables of an earlier daemon?
+    pub adopted: bool,
+    /// Written to while a policy is put in force; reading it is asking the kernel, which takes many at once.
+    datapath: RwLock<Datapath>,
+    registry: RwLock<Registry>,
+    in_force: RwLock<Arc<InForce>>,
+    trouble: Mutex<Option<Trouble>>,
+    pub flows: Arc<FlowTable>,
+    pub reaper: Arc<ReaperCounts>,
+    pub events: EventLog,
+    pub orders: mpsc::Sender<Order>,
+}
+
+impl Shared {
+    /// Nothing in here is written in parts, so a panicked holder leaves nothing broken.
+    #[expect(clippy::too_many_arguments, reason = "made in one place, the fields in their order")]
+    pub fn new(
+        options: Options,
+        datapath: Datapath,
+        registry: Registry,
+        in_force: InForce,
+        flows: Arc<FlowTable>,
+        reaper: Arc<ReaperCounts>,
+        orders: mpsc::Sender<Order>,
+    ) -> Self {
+        Self {
+            options,
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            adopted: datapath.adopted(),
+            datapath: RwLock::new(datapath),
+            registry: RwLock::new(registry),
+            in_force: RwLock::new(Arc::new(in_force)),
+            trouble: Mutex::new(None),
+            flows,
+            reaper,
+            events: EventLog::default(),
+            orders,
+        }
+    }
+
+    /// The datapath, to ask it something or to write a next hop.
+    pub fn datapath(&self) -> RwLockReadGuard<'_, Datapath> {
+        self.datapath.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The datapath, to change policy or hooks.
+    pub fn datapath_mut(&self) -> RwLockWriteGuard<'_, Datapath> {
+        self.datapath.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ids.
+    pub fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the ids.
+    pub fn set_registry(&self, registry: Registry) {
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+    }
+
+    /// The policy in force.
+    pub fn in_force(&self) -> Arc<InForce> {
+        Arc::clone(&self.in_force.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Another policy is in force.
+    pub fn set_in_force(&self, in_force: InForce) {
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(in_force);
+    }
+
+    fn trouble_guard(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went wrong since the last success.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.trouble_guard().clone()
+    }
+
+    /// Something went wrong, or (`None`) is right again.
+    pub fn set_trouble(&self, trouble: Option<Trouble>) {
+        *self.trouble_guard() = trouble;
+    }
+}

@@ -1,0 +1,171 @@
+//! The flow table in our own memory: every live flow can be read without a system call.
+//!
+//! The kernel writes while we read. A copy counts only if the control word, which changes with every new life of a
+//! slot, was the same before and after.
+
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use portcullis_common::clock::{GRACE, TICK_SHIFT, passed};
+use portcullis_common::flow::{BUSY, Ctl, FREE, LIVE, TENTATIVE};
+use portcullis_common::layout::{BUCKET_SLOTS, Bucket, HalfRecord};
+
+use super::control::Mapping;
+use super::load::Datapath;
+
+const WORDS: usize = mem::size_of::<HalfRecord>() / 8;
+const CTL_WORD: usize = mem::offset_of!(HalfRecord, ctl) / 8;
+
+/// The table, shared with the kernel. It counts as resident memory of this process once it has been read. Stays valid
+/// without the [`Datapath`] it came from.
+#[derive(Debug)]
+pub struct FlowTable {
+    mapping: Mapping,
+    slots: u32,
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Half-records of flows that are alive.
+    pub live: u32,
+    /// Half-records dead, but not for long enough to touch.
+    pub waiting: u32,
+    /// Half-records freed now.
+    pub freed: u32,
+}
+
+impl Datapath {
+    /// Maps the flow table.
+    pub fn flow_table(&self) -> anyhow::Result<FlowTable> {
+        let table = &self.tables.flows;
+        table.check::<u32, Bucket>(1);
+        let slots = table.shape.max_entries * BUCKET_SLOTS as u32;
+        Ok(FlowTable { mapping: Mapping::new(table)?, slots })
+    }
+}
+
+impl FlowTable {
+    /// Number of half-records the table has room for.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Slot `index`, in memory that the kernel writes too: read it by [`FlowTable::read`], or by the rules of
+    /// [`portcullis_common::flow`]. Valid for as long as the table is.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn slot(&self, index: u32) -> *mut HalfRecord {
+        assert!(index < self.slots, "slot {index} of {}", self.slots);
+        // SAFETY: the mapping holds `slots` records, bucket after bucket without gaps.
+        unsafe { self.mapping.as_ptr().cast::<HalfRecord>().add(index as usize) }
+    }
+
+    /// Bucket `index`; `None` if there is no such bucket. As for [`FlowTable::slot`].
+    pub fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        let first = index.checked_mul(BUCKET_SLOTS as u32).filter(|&first| first < self.slots)?;
+        Some(self.slot(first).cast())
+    }
+
+    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+        assert!(word < WORDS);
+        // SAFETY: in the record, aligned; the kernel writes these words too, but never in part.
+        unsafe { AtomicU64::from_ptr(self.slot(index).cast::<u64>().add(word)) }
+    }
+
+    /// The control word of a slot.
+    pub fn ctl(&self, index: u32) -> Ctl {
+        Ctl(self.word(index, CTL_WORD).load(Ordering::Acquire))
+    }
+
+    /// A copy of a slot, whatever its phase; `None` if it began another life meanwhile. Deadline and counts may be a
+    /// packet apart.
+    pub fn read(&self, index: u32) -> Option<HalfRecord> {
+        let before = self.ctl(index);
+        let words: [u64; WORDS] = std::array::from_fn(|word| self.word(index, word).load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        // The TCP state in it moves without a new life.
+        let after = Ctl(self.word(index, CTL_WORD).load(Ordering::Relaxed));
+        let same = (before.generation(), before.phase()) == (after.generation(), after.phase());
+        // SAFETY: 64 bytes of plain integers either way.
+        same.then(|| unsafe { mem::transmute::<[u64; WORDS], HalfRecord>(words) })
+    }
+
+    /// Copies of all published half-records with their slots, the expired among them ([`FlowTable::is_alive`]). A
+    /// million take some tens of milliseconds.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, HalfRecord)> + '_ {
+        (0..self.slots).filter_map(|index| {
+            if self.ctl(index).phase() != LIVE {
+                return None;
+            }
+            Some((index, self.read(index)?)).filter(|(_, record)| Ctl(record.ctl).phase() == LIVE)
+        })
+    }
+
+    /// Is the record's flow alive at `now`: has either of its directions time left?
+    pub fn is_alive(&self, record: &HalfRecord, now: u32) -> bool {
+        !passed(record.deadline, now) || self.peer_alive(record, now, 0)
+    }
+
+    fn peer_alive(&self, record: &HalfRecord, now: u32, slack: u32) -> bool {
+        if record.peer >= self.slots {
+            return false;
+        }
+        let Some(peer) = self.read(record.peer) else { return true };
+        let ctl = Ctl(peer.ctl);
+        ctl.phase() == LIVE
+            && ctl.generation() == Ctl(record.ctl).generation()
+            && !passed(peer.deadline.wrapping_add(slack), now)
+    }
+
+    /// Frees the slots that the kernel itself would take over: of flows dead for longer than [`GRACE`], and slots
+    /// abandoned half-way. `freed` is given each published half-record that was freed. Only tidies: the kernel does not
+    /// wait for it.
+    ///
+    /// The rule is [`portcullis_common::flow::reusable`]. Nobody can revive the record between the look and the
+    /// exchange: whoever saw it alive did so before its deadline, and has ended since.
+    pub fn sweep(&self, now: u32, mut freed: impl FnMut(u32, &HalfRecord)) -> Swept {
+        let mut swept = Swept::default();
+        for index in 0..self.slots {
+            let phase = self.ctl(index).phase();
+            if phase == FREE {
+                continue;
+            }
+            let Some(record) = self.read(index) else {
+                swept.waiting += 1;
+                continue;
+            };
+            let ctl = Ctl(record.ctl);
+            let dead = passed(record.deadline.wrapping_add(GRACE), now)
+                && match ctl.phase() {
+                    LIVE => !self.peer_alive(&record, now, GRACE),
+                    BUSY | TENTATIVE => passed(record.deadline.wrapping_add(8 * GRACE), now),
+                    _ => false,
+                };
+            if !dead {
+                let alive = ctl.phase() == LIVE && self.is_alive(&record, now);
+                *(if alive { &mut swept.live } else { &mut swept.waiting }) += 1;
+                continue;
+            }
+            let free = Ctl::new(ctl.generation(), FREE, 0, 0, 0);
+            let word = self.word(index, CTL_WORD);
+            if word.compare_exchange(ctl.0, free.0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                swept.freed += 1;
+                if ctl.phase() == LIVE {
+                    freed(index, &record);
+                }
+            }
+        }
+        swept
+    }
+}
+
+/// Now, in ticks of [`portcullis_common::clock`], by the clock the programs read.
+pub fn now_tick() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+    (nanoseconds >> TICK_SHIFT) as u32
+}

@@ -1,0 +1,328 @@
+//! Putting a policy in force: whole, or not at all (design §1, promise 3).
+//!
+//! Every table of a policy has two places, one for each parity of the generation. Only the place that no packet looks
+//! at is filled; then one store to the control word changes them all. A packet reads the generation once, at entry,
+//! so what stood in force before the store is only given back after a grace period.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, ensure};
+use aya::maps::lpm_trie::Key;
+use portcullis_common::layout::{
+    DEVICE_SLOTS, Device, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_GUEST, NEXT_HOP_HOST, NEXT_HOP_SLOTS,
+    NextHop, RuleCount, Settings,
+};
+use portcullis_common::policy::{EndpointKey, Page};
+
+use super::load::Datapath;
+use super::object::GENERATION;
+use super::table::Table;
+
+/// One compiled policy, as the kernel is to have it.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyImage {
+    /// Its number; the parity differs from that of the generation in force.
+    pub generation: u32,
+    /// The image; page 0 is the header.
+    pub pages: Vec<Page>,
+    /// Prefix length, address in packet order, global address class.
+    pub prefixes: Vec<(u8, [u8; 4], u32)>,
+    /// Network id (0: the union of all), prefix length of the address, address in packet order.
+    pub spaces: Vec<(u16, u8, [u8; 4])>,
+    pub endpoints: Vec<(EndpointKey, u32)>,
+    pub devices: Vec<Device>,
+    /// Next hops of the guests: index and content. What the datapath has learned for a hop (its hardware address)
+    /// stays as long as device and address do. Guests' hops that are not listed are cleared.
+    pub guest_hops: Vec<(u16, NextHop)>,
+    pub settings: Settings,
+    /// Rules in force; the datapath only counts for these.
+    pub rule_ids: Vec<u32>,
+}
+
+/// What [`Datapath::install`] has to tell.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Installed {
+    pub generation: u32,
+    /// Last counts of the rules that are in force no more, summed over CPUs.
+    pub retired_rules: Vec<(u32, RuleCount)>,
+    /// What could not be tidied after the flip. The policy is in force all the same.
+    pub notes: Vec<String>,
+}
+
+/// What has to be taken back if the generation is not reached.
+#[derive(Default)]
+struct Undo {
+    hops: Vec<(u32, NextHop)>,
+    rules: Vec<u32>,
+    slots: Vec<usize>,
+}
+
+impl Datapath {
+    /// Puts a policy in force. On any error the one before stays in force, untouched.
+    ///
+    /// Takes about a hundred milliseconds besides the copying: the kernel waits for running programs at every change
+    /// of a table's slot.
+    pub fn install(&mut self, image: &PolicyImage) -> anyhow::Result<Installed> {
+        self.check_image(image)?;
+        let mut undo = Undo::default();
+        let inner = match self.prepare_generation(image, &mut undo) {
+            Ok(inner) => inner,
+            Err(error) => {
+                self.take_back(image, undo);
+                return Err(error.context(format!("generation {} was not put in force", image.generation)));
+            }
+        };
+        self.control.flip(image.generation);
+        let mut installed = Installed { generation: image.generation, ..Installed::default() };
+        if let Err(error) = self.retire_previous(image, &inner, &mut installed) {
+            installed.notes.push(format!("tidying after the change of policy: {error:#}"));
+        }
+        Ok(installed)
+    }
+
+    fn check_image(&self, image: &PolicyImage) -> anyhow::Result<()> {
+        let current = self.generation();
+        ensure!(image.generation != 0, "generation 0 means \"none\"");
+        ensure!(
+            image.generation & 1 != current & 1 || current == 0,
+            "generation {} has the parity of {current}, which is in force",
+            image.generation
+        );
+        let header = image.pages.first().context("the image has no header page")?.words[0];
+        ensure!(
+            header as u32 == image.generation && (header >> 32) as usize == image.pages.len(),
+            "the image's header says generation {} with {} pages, it is {} with {}",
+            header as u32,
+            header >> 32,
+            image.generation,
+            image.pages.len()
+        );
+        let mut slots = HashMap::new();
+        for device in &image.devices {
+            ensure!(device.ifindex != 0, "a device without index");
+            if let Some(other) = slots.insert(device.ifindex % DEVICE_SLOTS, device.ifindex) {
+                anyhow::bail!(
+                    "devices {other} and {} share a place in the device table (interface index modulo \
+                     {DEVICE_SLOTS}); recreate one of them",
+                    device.ifindex
+                );
+            }
+        }
+        for (index, _) in &image.guest_hops {
+            ensure!(
+                u32::from(*index) < NEXT_HOP_SLOTS && *index > NEXT_HOP_HOST,
+                "next hop {index} is not between 2 and {}",
+                NEXT_HOP_SLOTS - 1
+            );
+        }
+        Ok(())
+    }
+
+    /// Everything before the flip; what it returns are the new inner tables, in the order of [`GENERATION`].
+    fn prepare_generation(&self, image: &PolicyImage, undo: &mut Undo) -> anyhow::Result<[Table; 4]> {
+        let inner = [
+            self.make_pages(&image.pages)?,
+            self.make_prefixes(&image.prefixes)?,
+            self.make_spaces(&image.spaces)?,
+            self.make_endpoints(&image.endpoints)?,
+        ];
+        for (number, (outer, table)) in self.tables.of_generation().into_iter().zip(&inner).enumerate() {
+            undo.slots.push(number);
+            set_slot(outer, image.generation & 1, table)?;
+        }
+        self.write_devices(image)?;
+        self.insert_rules(&image.rule_ids, undo)?;
+        self.control.write_settings((image.generation & 1) as usize, &image.settings);
+        // Last, because the generation in force sees them too.
+        self.write_guest_hops(&image.guest_hops, undo)?;
+        Ok(inner)
+    }
+
+    fn inner_table(&self, name: &str, entries: usize) -> anyhow::Result<Table> {
+        let mut shape = self.shapes.inner(name)?;
+        shape.max_entries =
+            u32::try_from(entries.max(1)).with_context(|| format!("{name}: {entries} entries"))?;
+        Table::create(name, &shape)
+    }
+
+    fn make_pages(&self, pages: &[Page]) -> anyhow::Result<Table> {
+        let table = self.inner_table("PAGES", pages.len())?;
+        let keys: Vec<u32> = (0..pages.len() as u32).collect();
+        table.update_batch(&keys, pages)?;
+        Ok(table)
+    }
+
+    fn make_prefixes(&self, prefixes: &[(u8, [u8; 4], u32)]) -> anyhow::Result<Table> {
+        let table = self.inner_table("PREFIXES", prefixes.len())?;
+        let keys: Vec<Key<[u8; 4]>> = prefixes.iter().map(|p| Key::new(u32::from(p.0), p.1)).collect();
+        let classes: Vec<u32> = prefixes.iter().map(|p| p.2).collect();
+        table.update_batch(&keys, &classes)?;
+        Ok(table)
+    }
+
+    fn make_spaces(&self, spaces: &[(u16, u8, [u8; 4])]) -> anyhow::Result<Table> {
+        let table = self.inner_table("SPACES", spaces.len())?;
+        let keys: Vec<Key<[u8; 8]>> = spaces
+            .iter()
+            .map(|&(network, length, [a, b, c, d])| {
+                let [high, low] = network.to_be_bytes();
+                Key::new(16 + u32::from(length), [high, low, a, b, c, d, 0, 0])
+            })
+            .collect();
+        table.update_batch(&keys, &vec![1u32; keys.len()])?;
+        Ok(table)
+    }
+
+    fn make_endpoints(&self, endpoints: &[(EndpointKey, u32)]) -> anyhow::Result<Table> {
+        let table = self.inner_table("ENDPOINTS", endpoints.len())?;
+        let keys: Vec<EndpointKey> = endpoints.iter().map(|e| e.0).collect();
+        let values: Vec<u32> = endpoints.iter().map(|e| e.1).collect();
+        table.update_batch(&keys, &values)?;
+        Ok(table)
+    }
+
+    /// Writes the idle halves. An element is one pair, so the half in force is rewritten too, with the bytes it has:
+    /// whoever reads it meanwhile sees no difference.
+    fn write_devices(&self, image: &PolicyImage) -> anyhow::Result<()> {
+        let idle = (image.generation & 1) as usize;
+        let wanted: HashMap<u32, Device> =
+            image.devices.iter().map(|d| (d.ifindex % DEVICE_SLOTS, *d)).collect();
+        let mut keys = Vec::new();
+        let mut pairs = Vec::new();
+        for (slot, mut pair) in self.tables.devices.entries::<u32, [Device; 2]>()? {
+            let device = wanted.get(&slot).copied().unwrap_or_default();
+            if pair[idle] != device {
+                pair[idle] = device;
+                keys.push(slot);
+                pairs.push(pair);
+            }
+        }
+        self.tables.devices.update_batch(&keys, &pairs)
+    }
+
+    fn insert_rules(&self, wanted: &[u32], undo: &mut Undo) -> anyhow::Result<()> {
+        let table = &self.tables.rule_counts;
+        let present: HashSet<u32> =
+            table.entries_per_cpu::<u32, RuleCount>()?.into_iter().map(|(id, _)| id).collect();
+        let mut missing: Vec<u32> = wanted.iter().copied().filter(|id| !present.contains(id)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        undo.rules.clone_from(&missing);
+        table.insert_zeroes(&missing).context("making room for the counters of new rules")
+    }
+
+    fn write_guest_hops(&self, hops: &[(u16, NextHop)], undo: &mut Undo) -> anyhow::Result<()> {
+        for (index, wanted) in hops {
+            let index = u32::from(*index);
+            let before = self.tables.next_hops.lookup::<u32, NextHop>(&index)?.unwrap_or_default();
+            let hop = keep_learned(&before, *wanted);
+            if hop != before {
+                undo.hops.push((index, before));
+                self.tables.next_hops.update(&index, &hop, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failure: nothing of the new generation stays.
+    fn take_back(&self, image: &PolicyImage, undo: Undo) {
+        let idle = image.generation & 1;
+        let outers = self.tables.of_generation();
+        let hops = undo.hops.iter().map(|(index, hop)| self.tables.next_hops.update(index, hop, 0));
+        let slots = undo.slots.iter().map(|&number| outers[number].delete(&idle).map(drop));
+        let rules = undo.rules.iter().map(|id| self.tables.rule_counts.delete(id).map(drop));
+        for error in hops.chain(slots).chain(rules).filter_map(Result::err) {
+            log::warn!("taking back generation {}: {error:#}", image.generation);
+        }
+    }
+
+    /// Gives back what the previous generation held, once no program can be working with it.
+    fn retire_previous(
+        &self,
+        image: &PolicyImage,
+        inner: &[Table; 4],
+        out: &mut Installed,
+    ) -> anyhow::Result<()> {
+        let parity = image.generation & 1;
+        let outers = self.tables.of_generation();
+        // The grace period: setting a slot, even to what it holds, returns only after every program that was running
+        // at the flip has ended (the kernel's maybe_wait_bpf_programs).
+        set_slot(outers[0], parity, &inner[0])?;
+        for outer in outers {
+            outer.delete(&(parity ^ 1))?;
+        }
+        let listed: HashSet<u32> = image.guest_hops.iter().map(|(index, _)| u32::from(*index)).collect();
+        for (index, hop) in self.tables.next_hops.entries::<u32, NextHop>()? {
+            if hop.kind == HOP_GUEST && !listed.contains(&index) {
+                self.tables.next_hops.update(&index, &NextHop::default(), 0)?;
+            }
+        }
+        let wanted: HashSet<u32> = image.rule_ids.iter().copied().collect();
+        for (id, counts) in self.tables.rule_counts.entries_per_cpu::<u32, RuleCount>()? {
+            if !wanted.contains(&id) {
+                self.tables.rule_counts.delete(&id)?;
+                out.retired_rules.push((id, super::counters::sum_rule(&counts)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The hop as wanted, with the hardware address that was learned for the same guest on the same device.
+fn keep_learned(before: &NextHop, mut wanted: NextHop) -> NextHop {
+    let same =
+        before.kind == wanted.kind && before.ifindex == wanted.ifindex && before.address == wanted.address;
+    let named = (before.flags | wanted.flags) & HOP_FLAG_PINNED != 0;
+    if same && !named && before.flags & HOP_FLAG_RESOLVED != 0 && wanted.flags & HOP_FLAG_RESOLVED == 0 {
+        wanted.mac = before.mac;
+        wanted.flags |= HOP_FLAG_RESOLVED;
+        wanted.fresh_until = before.fresh_until;
+    }
+    wanted
+}
+
+/// Puts `inner` into a slot of a table of tables. Returns after a grace period.
+fn set_slot(outer: &Table, slot: u32, inner: &Table) -> anyhow::Result<()> {
+    let fd = inner.as_fd().as_raw_fd() as u32;
+    outer.update(&slot, &fd, 0).with_context(|| format!("setting {}[{slot}]", outer.name))
+}
+
+const _: () = assert!(GENERATION.len() == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hop(mac: u8, flags: u8) -> NextHop {
+        NextHop {
+            ifindex: 3,
+            kind: HOP_GUEST,
+            flags,
+            mac: [mac; 6],
+            address: 0x0400_000a,
+            ..NextHop::default()
+        }
+    }
+
+    #[test]
+    fn a_learned_hardware_address_survives_a_change_of_policy() {
+        let kept = keep_learned(&hop(7, HOP_FLAG_RESOLVED), hop(0, 0));
+        assert_eq!(kept, hop(7, HOP_FLAG_RESOLVED));
+    }
+
+    #[test]
+    fn a_learned_hardware_address_goes_when_the_guest_gets_another_device_or_address() {
+        let elsewhere = NextHop { ifindex: 4, ..hop(0, 0) };
+        assert_eq!(keep_learned(&hop(7, HOP_FLAG_RESOLVED), elsewhere), elsewhere);
+        let renumbered = NextHop { address: 1, ..hop(0, 0) };
+        assert_eq!(keep_learned(&hop(7, HOP_FLAG_RESOLVED), renumbered), renumbered);
+    }
+
+    #[test]
+    fn an_address_named_by_the_policy_replaces_a_learned_one_and_is_not_kept_when_it_is_named_no_more() {
+        let named = hop(9, HOP_FLAG_PINNED | HOP_FLAG_RESOLVED);
+        assert_eq!(keep_learned(&hop(7, HOP_FLAG_RESOLVED), named), named);
+        assert_eq!(keep_learned(&named, hop(0, 0)), hop(0, 0));
+    }
+}

@@ -1,0 +1,301 @@
+//! From an object file to programs ready to attach: adopt or make the tables, load, fill the stages.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use aya::maps::{Map, MapData, ProgramArray};
+use aya::programs::{Program, ProgramFd};
+use aya::{Ebpf, EbpfLoader};
+use nix::fcntl::Flock;
+use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop};
+
+use super::control::ControlWord;
+use super::object::{self, GENERATION, PINNED, STAGED, STAGES, Shapes};
+use super::pins::{self, Pins};
+use super::sys;
+use super::table::Table;
+
+/// What can be chosen when the datapath is made.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Buckets of the flow table, eight half-records of 64 bytes each; rounded up to a power of two. A flow takes two
+    /// half-records and the table works well up to half full, so this is `max_flows * 2 * 2 / 8`.
+    pub flow_buckets: u32,
+    /// What the programs themselves log; off costs nothing, anything else costs every packet.
+    pub log_level: log::LevelFilter,
+}
+
+impl LoadOptions {
+    /// Options for at most this many flows at once.
+    pub fn for_flows(max_flows: u32) -> Self {
+        let buckets = (u64::from(max_flows) * 4).div_ceil(8).next_power_of_two();
+        Self { flow_buckets: buckets.min(1 << 28) as u32, ..Self::default() }
+    }
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { flow_buckets: 1 << 16, log_level: log::LevelFilter::Off }
+    }
+}
+
+/// The tables, by name.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub control: Table,
+    pub devices: Table,
+    pub next_hops: Table,
+    pub flows: Table,
+    pub pages: Table,
+    pub prefixes: Table,
+    pub spaces: Table,
+    pub endpoints: Table,
+    pub routes: Table,
+    pub reasons: Table,
+    pub rule_counts: Table,
+    pub lost: Table,
+}
+
+/// The datapath: its tables, its programs and what is attached where. One per machine (or network namespace) and pin
+/// directory. Dropping it leaves everything running; [`super::down`] takes it away.
+pub struct Datapath {
+    pub(super) pins: Pins,
+    pub(super) ebpf: Ebpf,
+    pub(super) shapes: Shapes,
+    pub(super) tables: Tables,
+    pub(super) control: ControlWord,
+    /// Number of this load's program arrays.
+    pub(super) stage_number: u32,
+    /// Something attached may call into them.
+    pub(super) stages_in_use: bool,
+    adopted: bool,
+    notes: Vec<String>,
+    _lock: Flock<File>,
+}
+
+impl Datapath {
+    /// Opens the datapath below `pins`: adopts the tables that are there, makes those that are not, and loads this
+    /// build's programs over them. Nothing is attached and no running program is touched.
+    ///
+    /// # Errors
+    /// If `pins` is not in a bpf filesystem, is in use, holds tables of another shape, or if a program is refused;
+    /// a datapath that was not there before is removed again.
+    pub fn open(pins: &Path, options: &LoadOptions) -> anyhow::Result<Self> {
+        let pins = Pins::new(pins);
+        pins.prepare()?;
+        let lock = pins.lock()?;
+        let fresh = pins::names(&pins.maps_dir())?.is_empty();
+        Self::load(&pins, options, lock, !fresh).inspect_err(|_| {
+            if fresh && let Err(error) = super::down::down(pins.root()) {
+                log::warn!("removing what was made before the error: {error:#}");
+            }
+        })
+    }
+
+    fn load(pins: &Pins, options: &LoadOptions, lock: Flock<File>, adopted: bool) -> anyhow::Result<Self> {
+        let mut notes = Vec::new();
+        let shapes = Shapes::read()?;
+        let buckets = flow_buckets(pins, &shapes, options, &mut notes)?;
+        for name in PINNED {
+            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, name == "FLOWS")?;
+        }
+        let log_level = options.log_level as u8;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("FLOWS", buckets).override_global(aya_log::LEVEL, &log_level, false);
+        for name in PINNED {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(object::bytes()).context("loading the kernel object")?;
+        let tables = Tables::open(pins, &shapes)?;
+        check_inner(&tables, &shapes)?;
+        let control = ControlWord::new(&tables.control)?;
+        control.adopt(buckets)?;
+        if tables
+            .next_hops
+            .lookup::<u32, NextHop>(&u32::from(NEXT_HOP_HOST))?
+            .is_none_or(|hop| hop.kind != HOP_HOST)
+        {
+            let host = NextHop { kind: HOP_HOST, ..NextHop::default() };
+            tables.next_hops.update(&u32::from(NEXT_HOP_HOST), &host, 0)?;
+        }
+        load_programs(&mut ebpf)?;
+        let stage_number = pins.stage_numbers()?.last().map_or(1, |last| last + 1);
+        fill_stages(&mut ebpf, pins, stage_number)?;
+        Ok(Self {
+            pins: pins.clone(),
+            ebpf,
+            shapes,
+            tables,
+            control,
+            stage_number,
+            stages_in_use: false,
+            adopted,
+            notes,
+            _lock: lock,
+        })
+    }
+
+    /// The policy generation in force; 0 before the first.
+    pub fn generation(&self) -> u32 {
+        self.control.generation()
+    }
+
+    /// Were there tables of an earlier controller?
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// What the operator should know about how the datapath was opened, such as a wish that could not be met.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The directory of the pins.
+    pub fn pins(&self) -> &Path {
+        self.pins.root()
+    }
+
+    /// Buckets of the flow table.
+    pub fn flow_buckets(&self) -> u32 {
+        self.tables.flows.shape.max_entries
+    }
+}
+
+impl Drop for Datapath {
+    /// Only tidies: a load that never came to run takes its program arrays, and with them its programs, along.
+    fn drop(&mut self) {
+        if !self.stages_in_use {
+            for (hook, _) in STAGED {
+                if let Err(error) = pins::unpin(&self.pins.stages(self.stage_number, hook)) {
+                    log::warn!("{error:#}");
+                }
+            }
+        }
+    }
+}
+
+impl Tables {
+    fn open(pins: &Pins, shapes: &Shapes) -> anyhow::Result<Self> {
+        let open = |name: &str| {
+            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, name == "FLOWS")?
+                .with_context(|| format!("{} is gone", pins.map(name).display()))
+        };
+        Ok(Self {
+            control: open("CONTROL")?,
+            devices: open("DEVICES")?,
+            next_hops: open("NEXT_HOPS")?,
+            flows: open("FLOWS")?,
+            pages: open("PAGES")?,
+            prefixes: open("PREFIXES")?,
+            spaces: open("SPACES")?,
+            endpoints: open("ENDPOINTS")?,
+            routes: open("ROUTES")?,
+            reasons: open("REASONS")?,
+            rule_counts: open("RULE_COUNTS")?,
+            lost: open("LOST")?,
+        })
+    }
+
+    /// The tables of tables, in the order of [`GENERATION`].
+    pub fn of_generation(&self) -> [&Table; 4] {
+        [&self.pages, &self.prefixes, &self.spaces, &self.endpoints]
+    }
+}
+
+/// Buckets the flow table gets: what was asked for, or what it already has.
+fn flow_buckets(
+    pins: &Pins,
+    shapes: &Shapes,
+    options: &LoadOptions,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<u32> {
+    let wish =
+        options.flow_buckets.max(8).checked_next_power_of_two().context("flow_buckets is above 2^31")?;
+    let Some(flows) = pins::open_checked("FLOWS", &pins.map("FLOWS"), &shapes.map("FLOWS")?, true)? else {
+        return Ok(wish);
+    };
+    let have = flows.shape.max_entries;
+    ensure!(have.is_power_of_two(), "{} has {have} buckets, not a power of two", pins.map("FLOWS").display());
+    if have != wish {
+        notes.push(format!(
+            "the flow table keeps its {have} buckets instead of {wish}: another size needs `portcullis down` first, \
+             which ends every live flow"
+        ));
+    }
+    Ok(have)
+}
+
+/// The other half of the shape guard: what stands in the slots of an adopted table of tables. The kernel compares it
+/// with the template of the *pinned* table whenever a slot is set, and only here with the one of this build.
+fn check_inner(tables: &Tables, shapes: &Shapes) -> anyhow::Result<()> {
+    for (table, name) in tables.of_generation().into_iter().zip(GENERATION) {
+        let want = shapes.inner(name)?;
+        for slot in 0..2u32 {
+            let Some(id) = table.lookup::<u32, u32>(&slot)? else { continue };
+            let fd = sys::map_by_id(id).with_context(|| format!("BPF_MAP_GET_FD_BY_ID of {name}[{slot}]"))?;
+            let (_, have) = sys::map_info(fd.as_fd()).with_context(|| format!("shape of {name}[{slot}]"))?;
+            ensure!(
+                (have.kind, have.key, have.value, have.flags)
+                    == (want.kind, want.key, want.value, want.flags),
+                "{name}[{slot}] is {}, this build expects {} (of any size); it was left by another build: \
+                 `portcullis down` removes it, and with it every live flow",
+                object::describe_shape(&have),
+                object::describe_shape(&want)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+    names.sort_unstable();
+    for name in names {
+        let loaded = match ebpf.program_mut(&name) {
+            Some(Program::Xdp(program)) => program.load(),
+            Some(Program::SchedClassifier(program)) => program.load(),
+            Some(Program::RawTracePoint(program)) => program.load(),
+            _ => bail!("program {name} of the kernel object is of a kind this build does not know"),
+        };
+        loaded.map_err(|error| object::verifier_error(&name, error))?;
+    }
+    Ok(())
+}
+
+/// Fills this load's program arrays and pins them: the kernel empties a program array when its last descriptor or pin
+/// goes, and the programs have to find their stages after this process has ended.
+fn fill_stages(ebpf: &mut Ebpf, pins: &Pins, number: u32) -> anyhow::Result<()> {
+    for (hook, map) in STAGED {
+        let stages: Vec<(String, u32, ProgramFd)> = STAGES
+            .iter()
+            .map(|&(stage, index)| {
+                let name = format!("pc_{hook}_{stage}");
+                let fd = program_fd(ebpf, &name)?.try_clone().with_context(|| format!("dup of {name}"))?;
+                Ok((name, index, fd))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let array = ebpf.map_mut(map).with_context(|| format!("the kernel object has no map {map}"))?;
+        let mut array: ProgramArray<&mut MapData> = array.try_into().with_context(|| format!("{map}"))?;
+        for (name, index, fd) in stages {
+            array.set(index, &fd, 0).with_context(|| format!("setting {map}[{index}] to {name}"))?;
+        }
+        let pin = pins.stages(number, hook);
+        let Some(Map::ProgramArray(data)) = ebpf.map(map) else { bail!("{map} is not a program array") };
+        sys::pin(data.fd().as_fd(), &pin).with_context(|| format!("BPF_OBJ_PIN {}", pin.display()))?;
+    }
+    Ok(())
+}
+
+/// Descriptor of the loaded program `name`.
+pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a ProgramFd> {
+    let fd = match ebpf.program(name) {
+        Some(Program::Xdp(program)) => program.fd(),
+        Some(Program::SchedClassifier(program)) => program.fd(),
+        Some(Program::RawTracePoint(program)) => program.fd(),
+        Some(_) => bail!("program {name} is of a kind this build does not know"),
+        None => bail!("the kernel object has no program {name}"),
+    };
+    fd.with_context(|| format!("program {name} is not loaded"))
+}

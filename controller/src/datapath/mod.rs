@@ -1,0 +1,48 @@
+//! The only room that talks bpf(2): loads the programs, attaches them, keeps their tables.
+//!
+//! ```text
+//! Datapath::open    adopt or make the tables, load this build's programs        load, pins, object
+//!   .install        a compiled policy into the idle parity, then one flip       generation, batch
+//!   .attach         put the programs on the devices, in place of earlier ones   attach, clsact
+//!   .commit         the start has succeeded: forget earlier loads
+//!   .reasons ...    what the kernel counted, learned, sampled                   counters, next_hops, events, inspect
+//!   .flow_table     the live flows, in memory shared with the kernel            flow_table
+//! down              all of it away, without loading anything                    down
+//! ```
+//!
+//! Dropping a [`Datapath`] changes nothing in the kernel (design §1, promise 5): links and tables are pinned, and the
+//! next [`Datapath::open`] adopts them.
+
+mod attach;
+mod batch;
+mod clsact;
+mod control;
+mod counters;
+mod down;
+mod events;
+mod flow_table;
+mod generation;
+mod inspect;
+mod load;
+mod next_hops;
+mod object;
+mod pins;
+mod qdisc;
+mod sys;
+mod table;
+mod test_run;
+
+#[cfg(test)]
+mod tests;
+
+pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
+pub use counters::LOST_SLOTS;
+pub use down::{down, in_use};
+pub use events::{AsyncEvents, Events, KernelLog};
+pub use flow_table::{FlowTable, Swept, now_tick};
+pub use generation::{Installed, PolicyImage};
+pub use inspect::{HookState, ProgramInfo};
+pub use load::{Datapath, LoadOptions};
+pub use next_hops::Route;
+pub use pins::DEFAULT_PINS;
+pub use test_run::Outcome;

@@ -1,0 +1,60 @@
+//! The reaper's rule, on a table of a real map.
+
+use portcullis_common::clock::GRACE;
+use portcullis_common::flow::{BUSY, Ctl, FREE, LIVE};
+use portcullis_common::layout::{FlowKey, HalfRecord};
+
+use super::support::in_a_place_of_its_own;
+use crate::datapath::{Datapath, FlowTable, LoadOptions};
+
+const NOW: u32 = 100_000;
+
+fn put(flows: &FlowTable, slot: u32, phase: u8, peer: u32, deadline: u32) {
+    let key = FlowKey { source: slot, ..FlowKey::default() };
+    let record =
+        HalfRecord { key, ctl: Ctl::new(5, phase, 0, 0, 0).0, peer, deadline, ..HalfRecord::default() };
+    // SAFETY: in bounds, and nobody else uses this table.
+    unsafe { flows.slot(slot).write_volatile(record) };
+}
+
+#[test]
+fn a_flow_is_freed_only_when_both_directions_are_dead_for_the_grace_and_its_generation_stays() {
+    in_a_place_of_its_own(|place| {
+        let options = LoadOptions { flow_buckets: 8, ..LoadOptions::default() };
+        let datapath = Datapath::open(&place.pins(), &options).expect("opens");
+        let flows = datapath.flow_table().expect("maps");
+        // Alive by one direction, dying, dead, abandoned, just taken.
+        put(&flows, 0, LIVE, 1, NOW - 1000);
+        put(&flows, 1, LIVE, 0, NOW + 1000);
+        put(&flows, 2, LIVE, 3, NOW - 1000);
+        put(&flows, 3, LIVE, 2, NOW - GRACE);
+        put(&flows, 4, LIVE, 5, NOW - 1000);
+        put(&flows, 5, LIVE, 4, NOW - GRACE - 1);
+        put(&flows, 6, BUSY, 0, NOW - 9 * GRACE - 1);
+        put(&flows, 7, BUSY, 0, NOW);
+        assert_eq!(flows.iter().count(), 6);
+        let mut freed = Vec::new();
+        let swept = flows.sweep(NOW, |slot, record| freed.push((slot, record.key.source)));
+        assert_eq!(freed, [(4, 4), (5, 5)]);
+        assert_eq!((swept.live, swept.waiting, swept.freed), (2, 3, 3));
+        assert_eq!(flows.ctl(4), Ctl::new(5, FREE, 0, 0, 0));
+        assert_eq!(flows.ctl(6).phase(), FREE);
+        assert_eq!(flows.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_recycled_peer_keeps_nobody_alive() {
+    in_a_place_of_its_own(|place| {
+        let options = LoadOptions { flow_buckets: 8, ..LoadOptions::default() };
+        let datapath = Datapath::open(&place.pins(), &options).expect("opens");
+        let flows = datapath.flow_table().expect("maps");
+        put(&flows, 0, LIVE, 1, NOW - 1000);
+        put(&flows, 1, LIVE, 9, NOW + 1000);
+        // SAFETY: in bounds, and nobody else uses this table.
+        unsafe { (&raw mut (*flows.slot(1)).ctl).write_volatile(Ctl::new(6, LIVE, 0, 0, 0).0) };
+        assert_eq!(flows.sweep(NOW, |_, _| ()).freed, 1);
+        assert_eq!(flows.ctl(0).phase(), FREE);
+        assert_eq!(flows.ctl(1).phase(), LIVE);
+    });
+}

@@ -1,0 +1,8 @@
+//! Tests that need the inside of this room: system calls made to fail, one after the other.
+
+pub(super) mod faults;
+
+mod flows;
+mod halfway;
+#[path = "../../../tests/datapath_support/mod.rs"]
+mod support;

@@ -1,0 +1,196 @@
+//! What a policy wants of the host: a pure function of policy, devices and chosen hooks.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::links::{Link, Links};
+use super::sysctl::{RESERVED_PORTS, Ranges};
+use super::{AttachedHook, DeviceChoice, HostChange, offloads};
+use crate::policy::network::{Announce, Network};
+
+/// One thing the host should have. It is made by `prepare` unless the host has it already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wish {
+    Address {
+        device: String,
+        ifindex: u32,
+        address: Ipv4Net,
+        purpose: Purpose,
+    },
+    /// The way from the host to a guest.
+    Route {
+        device: String,
+        ifindex: u32,
+        prefix: Ipv4Net,
+        source: Ipv4Addr,
+    },
+    /// These ports, added to whatever is reserved already.
+    ReservedPorts(Ranges),
+    OffloadOff {
+        device: String,
+        ifindex: u32,
+        feature: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A public address the world asks for by ARP: any device of the host having it will do.
+    Announce,
+    /// A subnet's gateway on a guest's own device.
+    GuestGateway,
+    /// A subnet's gateway on the bridge its guests are ports of.
+    BridgeGateway,
+}
+
+impl Wish {
+    /// The key of the journal entry that making this wish true leaves behind.
+    pub fn key(&self) -> String {
+        self.change(String::new()).key()
+    }
+
+    /// That entry. `old` is the sysctl's present value, and unused otherwise.
+    pub fn change(&self, old: String) -> HostChange {
+        match self.clone() {
+            Self::Address { device, ifindex, address, .. } => {
+                HostChange::AddressAdded { device, ifindex, address }
+            }
+            Self::Route { device, ifindex, prefix, source } => {
+                HostChange::RouteAdded { device, ifindex, prefix, source: Some(source) }
+            }
+            Self::ReservedPorts(ranges) => {
+                HostChange::Sysctl { path: RESERVED_PORTS.into(), old, new: ranges.to_string(), before: None }
+            }
+            Self::OffloadOff { device, ifindex, feature } => {
+                HostChange::Offload { device, ifindex, feature: feature.into(), old: true }
+            }
+        }
+    }
+}
+
+/// Everything a policy wants of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    pub(super) all: Vec<Wish>,
+    /// What cannot be had, for `status`.
+    pub warnings: Vec<String>,
+    /// Devices of the policy that do not exist (yet).
+    pub missing: Vec<String>,
+}
+
+impl Wishes {
+    /// Keys of all journal entries these wishes account for.
+    pub fn keys(&self) -> HashSet<String> {
+        self.all.iter().map(Wish::key).collect()
+    }
+}
+
+/// Works out the wishes. `reserved` are the ports our frontends own on the host's own addresses; they are wished
+/// for only when an uplink says `reserveHostPorts`.
+pub fn wishes(network: &Network, links: &Links, choices: &[DeviceChoice], reserved: &Ranges) -> Wishes {
+    let mut wishes = Wishes::default();
+    announcements(network, links, &mut wishes);
+    guests(network, links, &mut wishes);
+    if network.uplinks.iter().any(|uplink| uplink.reserve_host_ports) && !reserved.is_empty() {
+        wishes.all.push(Wish::ReservedPorts(reserved.clone()));
+    }
+    for choice in choices.iter().filter(|choice| choice.hook == AttachedHook::Xdp) {
+        wishes.all.extend(offloads::UNWANTED_UNDER_XDP.map(|feature| Wish::OffloadOff {
+            device: choice.name.clone(),
+            ifindex: choice.ifindex,
+            feature,
+        }));
+    }
+    wishes
+}
+
+fn announcements(network: &Network, links: &Links, wishes: &mut Wishes) {
+    let Some(uplink) = network.uplinks.first() else { return };
+    let Some(link) = links.get(&uplink.device) else {
+        wishes.missing.push(uplink.device.clone());
+        return;
+    };
+    for public in network.public_addresses.iter().filter(|public| public.announce == Announce::Address) {
+        if let IpAddr::V4(address) = public.address {
+            wishes.all.push(Wish::Address {
+                device: link.name.clone(),
+                ifindex: link.ifindex,
+                address: Ipv4Net::from(address),
+                purpose: Purpose::Announce,
+            });
+        }
+    }
+}
+
+fn guests(network: &Network, links: &Links, wishes: &mut Wishes) {
+    let mut addresses: BTreeSet<(u32, Ipv4Net)> = BTreeSet::new();
+    let mut routes: BTreeMap<Ipv4Net, &str> = BTreeMap::new();
+    let mut missing: BTreeSet<&str> = BTreeSet::new();
+    for interface in &network.interfaces {
+        let Some(link) = links.get(&interface.device) else {
+            missing.insert(&interface.device);
+            continue;
+        };
+        let bridge = links.bridge_of(link);
+        for configuration in &interface.addresses {
+            let IpAddr::V4(guest) = configuration.address else { continue };
+            let Some((gateway, prefix_len)) = gateway_of(network, configuration.subnet) else { continue };
+            let (holder, address, purpose): (&Link, _, _) = match bridge {
+                Some(bridge) => (bridge, net(gateway, prefix_len), Purpose::BridgeGateway),
+                None => (link, Ipv4Net::from(gateway), Purpose::GuestGateway),
+            };
+            if addresses.insert((holder.ifindex, address)) {
+                wishes.all.push(Wish::Address {
+                    device: holder.name.clone(),
+                    ifindex: holder.ifindex,
+                    address,
+                    purpose,
+                });
+            }
+            if bridge.is_some() {
+                // The bridge's prefix route reaches all its ports.
+                continue;
+            }
+            let prefix = Ipv4Net::from(guest);
+            match routes.insert(prefix, &interface.device) {
+                None => wishes.all.push(Wish::Route {
+                    device: link.name.clone(),
+                    ifindex: link.ifindex,
+                    prefix,
+                    source: gateway,
+                }),
+                // Two virtual networks with the same prefix are normal, but the host has one routing table.
+                Some(first) if first != interface.device => {
+                    wishes.warnings.push(format!(
+                        "the host itself reaches {guest} only on {first}, not on {}: both networks use that \
+                         address (guests are not affected)",
+                        interface.device
+                    ));
+                    routes.insert(prefix, first);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    wishes.missing.extend(missing.into_iter().map(str::to_string));
+}
+
+/// A subnet's first IPv4 gateway and the length of the prefix it lies in.
+fn gateway_of(network: &Network, subnet: usize) -> Option<(Ipv4Addr, u8)> {
+    let subnet = network.subnets.get(subnet)?;
+    let gateway = subnet.gateways.iter().find_map(|gateway| match gateway {
+        IpAddr::V4(gateway) => Some(*gateway),
+        IpAddr::V6(_) => None,
+    })?;
+    let length = subnet.prefixes.iter().find_map(|prefix| match prefix {
+        IpNet::V4(prefix) if prefix.contains(&gateway) => Some(prefix.prefix_len()),
+        _ => None,
+    });
+    Some((gateway, length.unwrap_or(32)))
+}
+
+fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
+    Ipv4Net::new(address, prefix_len).unwrap_or_else(|_| Ipv4Net::from(address))
+}

@@ -1,0 +1,222 @@
+//! Which fields each object of a policy has. The reader goes by this list, and a test holds the JSON Schema to it.
+
+/// One kind of object.
+#[derive(Debug)]
+pub struct Shape {
+    /// The definition's name in the JSON Schema.
+    #[cfg_attr(not(test), allow(dead_code, reason = "only the test that compares with the schema asks"))]
+    pub schema: &'static str,
+    /// What messages call it.
+    pub what: &'static str,
+    pub fields: &'static [&'static str],
+    /// Fields that must be there whatever else is. (`addressPrefix` *or* `addressPrefixes` is checked by the reader.)
+    pub required: &'static [&'static str],
+}
+
+pub const POLICY: Shape = Shape {
+    schema: "Policy",
+    what: "policy",
+    fields: &[
+        "virtualNetworks",
+        "networkInterfaces",
+        "networkSecurityGroups",
+        "publicIPAddresses",
+        "loadBalancers",
+        "uplinks",
+        "hostAccess",
+        "timeouts",
+        "flowTable",
+    ],
+    required: &[],
+};
+
+pub const VIRTUAL_NETWORK: Shape = Shape {
+    schema: "VirtualNetwork",
+    what: "virtual network",
+    fields: &["name", "addressSpace", "subnets"],
+    required: &["name", "addressSpace"],
+};
+
+pub const ADDRESS_SPACE: Shape = Shape {
+    schema: "AddressSpace",
+    what: "address space",
+    fields: &["addressPrefixes"],
+    required: &["addressPrefixes"],
+};
+
+pub const SUBNET: Shape = Shape {
+    schema: "Subnet",
+    what: "subnet",
+    fields: &["name", "addressPrefix", "addressPrefixes", "gateway", "networkSecurityGroup"],
+    required: &["name"],
+};
+
+pub const NETWORK_INTERFACE: Shape = Shape {
+    schema: "NetworkInterface",
+    what: "network interface",
+    fields: &["name", "device", "macAddress", "hook", "networkSecurityGroup", "ipConfigurations"],
+    required: &["name", "device", "ipConfigurations"],
+};
+
+pub const IP_CONFIGURATION: Shape = Shape {
+    schema: "IpConfiguration",
+    what: "ip configuration",
+    fields: &["name", "subnet", "privateIPAddress", "publicIPAddress"],
+    required: &["subnet", "privateIPAddress"],
+};
+
+pub const SECURITY_GROUP: Shape = Shape {
+    schema: "NetworkSecurityGroup",
+    what: "network security group",
+    fields: &["name", "securityRules"],
+    required: &["name"],
+};
+
+pub const SECURITY_RULE: Shape = Shape {
+    schema: "SecurityRule",
+    what: "security rule",
+    fields: &[
+        "name",
+        "description",
+        "priority",
+        "direction",
+        "access",
+        "protocol",
+        "sourceAddressPrefix",
+        "sourceAddressPrefixes",
+        "sourcePortRange",
+        "sourcePortRanges",
+        "destinationAddressPrefix",
+        "destinationAddressPrefixes",
+        "destinationPortRange",
+        "destinationPortRanges",
+    ],
+    required: &["name", "priority", "direction", "access", "protocol"],
+};
+
+pub const PUBLIC_ADDRESS: Shape = Shape {
+    schema: "PublicIPAddress",
+    what: "public IP address",
+    fields: &["name", "ipAddress", "announce"],
+    required: &["name", "ipAddress", "announce"],
+};
+
+pub const LOAD_BALANCER: Shape = Shape {
+    schema: "LoadBalancer",
+    what: "load balancer",
+    fields: &["name", "frontendIPConfigurations", "backendAddressPools", "outboundRules"],
+    required: &["name", "frontendIPConfigurations"],
+};
+
+pub const FRONTEND: Shape = Shape {
+    schema: "FrontendIPConfiguration",
+    what: "frontend",
+    fields: &["name", "publicIPAddress"],
+    required: &["name", "publicIPAddress"],
+};
+
+pub const BACKEND_POOL: Shape = Shape {
+    schema: "BackendAddressPool",
+    what: "backend pool",
+    fields: &["name", "backendIPConfigurations"],
+    required: &["name"],
+};
+
+pub const OUTBOUND_RULE: Shape = Shape {
+    schema: "OutboundRule",
+    what: "outbound rule",
+    fields: &[
+        "name",
+        "frontendIPConfigurations",
+        "backendAddressPool",
+        "protocol",
+        "allocatedOutboundPorts",
+        "idleTimeoutInMinutes",
+        "enableTcpReset",
+    ],
+    required: &["name", "frontendIPConfigurations", "backendAddressPool", "protocol"],
+};
+
+pub const UPLINK: Shape = Shape {
+    schema: "Uplink",
+    what: "uplink",
+    fields: &["device", "hook", "reserveHostPorts"],
+    required: &["device"],
+};
+
+pub const HOST_ACCESS: Shape = Shape {
+    schema: "HostAccess",
+    what: "host access",
+    fields: &["dhcp", "dns", "echo", "services"],
+    required: &[],
+};
+
+pub const HOST_SERVICE: Shape = Shape {
+    schema: "HostService",
+    what: "host service",
+    fields: &["protocol", "portRange"],
+    required: &["protocol", "portRange"],
+};
+
+pub const TIMEOUTS: Shape = Shape {
+    schema: "Timeouts",
+    what: "timeouts",
+    fields: &[
+        "tcpEstablishedSeconds",
+        "tcpHalfOpenSeconds",
+        "tcpFinSeconds",
+        "tcpResetSeconds",
+        "udpSeconds",
+        "icmpSeconds",
+        "otherSeconds",
+    ],
+    required: &[],
+};
+
+pub const FLOW_TABLE: Shape =
+    Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows"], required: &[] };
+
+/// All shapes, for the test that compares them with the JSON Schema.
+#[cfg(test)]
+pub const ALL: &[&Shape] = &[
+    &POLICY,
+    &VIRTUAL_NETWORK,
+    &ADDRESS_SPACE,
+    &SUBNET,
+    &NETWORK_INTERFACE,
+    &IP_CONFIGURATION,
+    &SECURITY_GROUP,
+    &SECURITY_RULE,
+    &PUBLIC_ADDRESS,
+    &LOAD_BALANCER,
+    &FRONTEND,
+    &BACKEND_POOL,
+    &OUTBOUND_RULE,
+    &UPLINK,
+    &HOST_ACCESS,
+    &HOST_SERVICE,
+    &TIMEOUTS,
+    &FLOW_TABLE,
+];
+
+/// Fields that Azure has and Portcullis does not yet, or does not have; the reader says so instead of "unknown".
+pub const NOT_AVAILABLE: &[(&str, &str)] = &[
+    ("applicationSecurityGroups", "application security groups are not available yet"),
+    ("sourceApplicationSecurityGroups", "application security groups are not available yet"),
+    ("destinationApplicationSecurityGroups", "application security groups are not available yet"),
+    ("serviceTags", "service tags from a file are not available yet"),
+    ("virtualNetworkPeerings", "peerings are not available yet"),
+    ("routeTables", "route tables are not available yet"),
+    ("routeTable", "route tables are not available yet"),
+    ("loadBalancingRules", "load balancing rules are not available yet"),
+    ("inboundNatRules", "inbound NAT rules are not available yet"),
+    ("inboundNatPools", "inbound NAT rules are not available yet"),
+    ("probes", "health probes are not available yet"),
+    ("natGateway", "NAT gateways are not available yet"),
+    (
+        "flushConnection",
+        "`flushConnection` is not available yet: established flows keep running when rules change",
+    ),
+    ("defaultSecurityRules", "the default rules are built in: override them with rules of your own"),
+    ("properties", "Azure's nested `properties` does not exist here: move its fields one level up"),
+];

@@ -1,0 +1,108 @@
+//! The generator: every frame it is run with becomes the next packet of some flow and goes out of the client's device.
+
+use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+
+use crate::frame::{self, Headers, fold, words};
+use crate::layout::{
+    FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, FRAME_BYTES, GUEST_MAC, GUESTS, Generator, PICK_RANDOM,
+    SENT_TTL, SOCKETS,
+};
+
+#[btf_map]
+pub static GENERATOR: Array<Generator, 1> = Array::new();
+
+/// Packets sent so far, or the state of the random numbers.
+#[btf_map]
+pub static PICKED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+const IP_LENGTH: u16 = (FRAME_BYTES - 14) as u16;
+const UDP_LENGTH: u16 = IP_LENGTH - 20;
+const UDP: u16 = 17;
+const DONT_FRAGMENT: u16 = 0x4000;
+
+/// Frames come back with what the last program wrote into them, so every field is written anew. The payload is never
+/// touched by anyone and stays zero.
+#[xdp]
+pub fn pcb_generate(ctx: XdpContext) -> u32 {
+    match generate(&ctx) {
+        // SAFETY: a helper with plain arguments.
+        Some(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        None => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn generate(ctx: &XdpContext) -> Option<u32> {
+    let told = GENERATOR.get(0)?;
+    let picked = PICKED.get_ptr_mut(0)?;
+    let headers = frame::headers(ctx)?;
+    // SAFETY: this CPU's own element.
+    let flow = unsafe { pick(&mut *picked, told.pick) } & told.flow_mask;
+    // SAFETY: `headers` checked the bounds.
+    write(unsafe { &mut *headers }, told, flow);
+    Some(told.ifindex)
+}
+
+#[inline(always)]
+fn pick(state: &mut u64, how: u32) -> u32 {
+    let mut s = *state;
+    if how != PICK_RANDOM {
+        *state = s.wrapping_add(1);
+        return s as u32;
+    }
+    // xorshift64*; its upper half is the good one.
+    s ^= s >> 12;
+    s ^= s << 25;
+    s ^= s >> 27;
+    *state = s;
+    (s.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+}
+
+#[inline(always)]
+fn write(headers: &mut Headers, told: &Generator, flow: u32) {
+    let guest = flow & (GUESTS - 1);
+    let mac = |bytes: &[u8; 6]| {
+        [
+            u16::from_ne_bytes([bytes[0], bytes[1]]),
+            u16::from_ne_bytes([bytes[2], bytes[3]]),
+            u16::from_ne_bytes([bytes[4], bytes[5]]),
+        ]
+    };
+    headers.destination = mac(&told.gateway_mac);
+    let [a, b, _] = mac(&GUEST_MAC);
+    headers.source = [a, b, u16::from_ne_bytes([GUEST_MAC[4], GUEST_MAC[5] | guest as u8])];
+    headers.ethertype = 0x0800u16.to_be();
+
+    let source = words((FIRST_GUEST | guest).to_be());
+    let destination = words(told.destination);
+    let addresses = source[0] as u32 + source[1] as u32 + destination[0] as u32 + destination[1] as u32;
+    let ip = [
+        0x4500u16.to_be(),
+        IP_LENGTH.to_be(),
+        0,
+        DONT_FRAGMENT.to_be(),
+        u16::from_ne_bytes([SENT_TTL, UDP as u8]),
+    ];
+    let sum = ip[0] as u32 + ip[1] as u32 + ip[3] as u32 + ip[4] as u32 + addresses;
+    headers.ip = [ip[0], ip[1], ip[2], ip[3], ip[4], !fold(sum)];
+    headers.source_address = source;
+    headers.destination_address = destination;
+
+    let source_port = ((FIRST_SOURCE_PORT + (flow & (SOCKETS - 1))) as u16).to_be();
+    let destination_port = ((FIRST_DESTINATION_PORT + flow / SOCKETS) as u16).to_be();
+    let length = UDP_LENGTH.to_be();
+    let sum = addresses
+        + UDP.to_be() as u32
+        + 2 * length as u32
+        + source_port as u32
+        + destination_port as u32;
+    let checksum = !fold(sum);
+    headers.source_port = source_port;
+    headers.destination_port = destination_port;
+    headers.udp_length = length;
+    headers.udp_checksum = if checksum == 0 { 0xffff } else { checksum };
+}

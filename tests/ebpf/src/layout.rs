@@ -1,0 +1,81 @@
+//! What the programs are told and what they count. Both sides compile this file: the lab includes it by path.
+//!
+//! Flow `i` has guest `i mod 64`, source port 20000 + `i mod 1024` and destination port 30000 + `i / 1024`. So 1,024
+//! sockets on 64 guests open up to a million flows, and no two guests share a source port: a masquerade never has to
+//! look for another one.
+
+/// What the generator sends; one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Generator {
+    /// The client's device: what is redirected into it arrives at the gateway.
+    pub ifindex: u32,
+    /// Number of flows less one; the number is a power of two.
+    pub flow_mask: u32,
+    /// `PICK_*`.
+    pub pick: u32,
+    /// Network order.
+    pub destination: u32,
+    /// The gateway's hardware address.
+    pub gateway_mac: [u8; 6],
+    pub pad: [u8; 2],
+}
+
+/// Flow after flow, in the order of their numbers.
+pub const PICK_IN_ORDER: u32 = 0;
+/// Each packet a flow by chance.
+pub const PICK_RANDOM: u32 = 1;
+
+/// Where the bare redirect sends everything; one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Bare {
+    pub ifindex: u32,
+    pub destination_mac: [u8; 6],
+    pub source_mac: [u8; 6],
+}
+
+/// What the sink expects; one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Expected {
+    /// Network order: the address that translated packets come from.
+    pub public: u32,
+    /// Network order.
+    pub destination: u32,
+    /// 1: also add up the checksums, which costs time.
+    pub check: u32,
+}
+
+/// What the sink saw, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The generator's packets, translated or not.
+    pub packets: u64,
+    /// Those under the public address.
+    pub translated: u64,
+    /// Those with right IP and UDP checksums and a TTL less one; only counted when asked to check.
+    pub sound: u64,
+    /// Frames that are not the generator's.
+    pub other: u64,
+}
+
+pub const GUESTS: u32 = 64;
+/// 10.0.1.64; the guest's number is or'ed in.
+pub const FIRST_GUEST: u32 = 0x0a00_0140;
+/// Hardware address of a guest; its number is or'ed into the last byte.
+pub const GUEST_MAC: [u8; 6] = [0x02, 0x62, 0x65, 0x6e, 0x63, 0x40];
+pub const SOCKETS: u32 = 1024;
+pub const FIRST_SOURCE_PORT: u32 = 20_000;
+pub const FIRST_DESTINATION_PORT: u32 = 30_000;
+/// Without the checksum that an Ethernet card would add: 64 bytes on the wire with it.
+pub const FRAME_BYTES: usize = 60;
+pub const SENT_TTL: u8 = 64;
+
+const _: () = {
+    assert!(size_of::<Generator>() == 24);
+    assert!(size_of::<Bare>() == 16);
+    assert!(size_of::<Expected>() == 12);
+    assert!(size_of::<Seen>() == 32);
+};

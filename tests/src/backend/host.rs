@@ -1,0 +1,101 @@
+//! The engine in plain memory.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use portcullis_common::Reason;
+use portcullis_common::engine::host::HostEnv;
+use portcullis_common::engine::{Hook, Verdict};
+
+use super::{Action, At, Backend, Gateway, Outcome};
+
+/// The policy on the host engine.
+pub struct HostBackend {
+    gateway: Gateway,
+    pub env: HostEnv,
+}
+
+impl HostBackend {
+    /// Compiles the policy for devices numbered from 10 on, in the order they are asked for.
+    pub fn new(yaml: &str) -> anyhow::Result<Self> {
+        let numbers = std::cell::RefCell::new(BTreeMap::new());
+        let gateway = Gateway::compile(yaml, |name| {
+            let mut numbers = numbers.borrow_mut();
+            let next = 10 + numbers.len() as u32;
+            Some(*numbers.entry(name.to_owned()).or_insert(next))
+        })?;
+        let env = host_env(&gateway, 1 << 12);
+        Ok(Self { gateway, env })
+    }
+}
+
+/// Tables of the host engine with this policy in force.
+pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
+    let c = &gateway.compiled;
+    let mut env = HostEnv::new(buckets, [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
+    env.control.generation = c.generation;
+    let parity = (c.generation & 1) as usize;
+    env.control.settings[parity] = c.settings;
+    let policy = &mut env.policy[parity];
+    policy.pages = c.pages.clone();
+    for (length, address, class) in &c.prefixes {
+        policy.prefixes.insert(*length, u32::from_be_bytes(*address), *class);
+    }
+    for (network, length, address) in &c.spaces {
+        policy.spaces.entry(*network).or_default().insert(*length, u32::from_be_bytes(*address), ());
+    }
+    policy.endpoints = c.endpoints.iter().copied().collect();
+    for device in &c.devices {
+        env.set_device(c.generation, *device);
+    }
+    for (index, hop) in gateway.next_hops() {
+        env.set_next_hop(index, hop);
+    }
+    env.routes.insert(0, 0, gateway.world_hop as u32);
+    env
+}
+
+impl Backend for HostBackend {
+    fn name(&self) -> &'static str {
+        "host engine"
+    }
+    fn hook(&self) -> Hook {
+        Hook::Tc
+    }
+    fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+    fn run(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome> {
+        let index = |name: &str| {
+            self.gateway.devices.get(name).map(|d| d.ifindex).with_context(|| format!("no device {name}"))
+        };
+        let (verdict, frame) = match at {
+            At::Ingress(device) => {
+                let (verdict, frame, _) = self.env.packet(frame, index(device)?, Hook::Tc, false);
+                (verdict, frame)
+            }
+            At::HostEgress(device) => {
+                let (verdict, frame, _) = self.env.packet(frame, index(device)?, Hook::Tc, true);
+                (verdict, frame)
+            }
+            At::Guard => (self.env.guard(frame), frame.to_vec()),
+        };
+        let action = match verdict {
+            Verdict::Pass => Action::Pass,
+            Verdict::Drop => Action::Drop,
+            Verdict::Redirect(_) | Verdict::Neighbour(..) => Action::Send,
+            Verdict::Next(stage) => anyhow::bail!("the engine stopped before {stage:?}"),
+        };
+        Ok(Outcome { action, frame })
+    }
+    fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
+        Ok(self.env.counters().into_iter().collect())
+    }
+    fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let hits = self.env.rule_hits.lock().map_err(|_| anyhow::anyhow!("a test thread panicked"))?;
+        Ok(hits
+            .iter()
+            .map(|(id, count)| (self.gateway.registry.rule_key(*id).unwrap_or("?").to_owned(), count.packets))
+            .collect())
+    }
+}

@@ -1,0 +1,152 @@
+//! One policy on three engines: on the host, under XDP and under TC by BPF_PROG_TEST_RUN. What a packet meets on one
+//! must be what it meets on the others (design §7).
+
+mod host;
+mod kernel;
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use portcullis::compile::{self, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
+use portcullis::datapath::PolicyImage;
+use portcullis::policy;
+use portcullis_common::engine::Hook;
+use portcullis_common::{
+    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, NextHop, Reason,
+};
+
+pub use host::HostBackend;
+pub use kernel::KernelBackend;
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Left to the kernel, untouched.
+    Pass,
+    Drop,
+    /// Sent out of a device.
+    Send,
+}
+
+/// A packet after the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub action: Action,
+    pub frame: Vec<u8>,
+}
+
+/// Where a packet meets the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// Arriving on this device.
+    Ingress(&'static str),
+    /// Sent by the host, leaving on this guest's device.
+    HostEgress(&'static str),
+    /// Leaving on the uplink.
+    Guard,
+}
+
+/// An engine with the policy in force.
+pub trait Backend {
+    fn name(&self) -> &'static str;
+    fn hook(&self) -> Hook;
+    fn gateway(&self) -> &Gateway;
+    fn run(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome>;
+    /// Counters that are not zero.
+    fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
+    /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
+    fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>>;
+}
+
+/// The hardware address of the router towards the world, on every backend.
+pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0xff, 0x01];
+
+/// A compiled policy and the devices it was compiled for.
+pub struct Gateway {
+    pub compiled: Compiled,
+    pub registry: Registry,
+    pub devices: BTreeMap<String, DeviceFacts>,
+    pub uplink: String,
+    /// Index of the next hop towards the world.
+    pub world_hop: u16,
+}
+
+impl Gateway {
+    /// Compiles `yaml` for devices with these interface indices, as generation 1. The one uplink has the default route.
+    pub fn compile(yaml: &str, ifindex: impl Fn(&str) -> Option<u32>) -> anyhow::Result<Self> {
+        let loaded =
+            policy::parse("test.yaml", yaml).map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
+        let network = loaded.network;
+        let uplink = network.uplinks.first().context("the policy has no uplink")?.device.clone();
+        let mut facts = HostFacts::default();
+        let names = network.interfaces.iter().map(|i| &i.device).chain(network.uplinks.iter().map(|u| &u.device));
+        for (number, name) in names.enumerate() {
+            let ifindex = ifindex(name).with_context(|| format!("no device {name}"))?;
+            let mac = [0x02, 0, 0, 0, 0xaa, number as u8];
+            facts.devices.entry(name.clone()).or_insert(DeviceFacts { ifindex, mac, gateway_mac: mac });
+        }
+        facts.addresses.push([203, 0, 113, 1].into());
+        let mut registry = Registry::default();
+        let compiled = compile::compile(&network, &facts, &mut registry, &Ownership::default(), 1)
+            .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        let world_hop = registry.next_hop(&format!("world:{uplink}/203.0.113.254")).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        Ok(Self { compiled, registry, devices: facts.devices, uplink, world_hop })
+    }
+
+    /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.
+    pub fn next_hops(&self) -> Vec<(u16, NextHop)> {
+        let mut hops = vec![(1, NextHop { kind: HOP_HOST, ..NextHop::default() })];
+        for hop in &self.compiled.guest_hops {
+            let pinned = if hop.mac.is_some() { HOP_FLAG_PINNED | HOP_FLAG_RESOLVED } else { 0 };
+            hops.push((
+                hop.index,
+                NextHop {
+                    ifindex: hop.ifindex,
+                    kind: HOP_GUEST,
+                    flags: HOP_FLAG_XDP | pinned,
+                    mtu: 1500,
+                    mac: hop.mac.unwrap_or_default(),
+                    source_mac: hop.source_mac,
+                    address: u32::from_ne_bytes(hop.address.octets()),
+                    ..NextHop::default()
+                },
+            ));
+        }
+        let uplink = &self.devices[&self.uplink];
+        hops.push((
+            self.world_hop,
+            NextHop {
+                ifindex: uplink.ifindex,
+                kind: HOP_WORLD,
+                flags: HOP_FLAG_XDP | HOP_FLAG_RESOLVED,
+                mtu: 1500,
+                mac: ROUTER_MAC,
+                source_mac: uplink.mac,
+                address: u32::from_ne_bytes([203, 0, 113, 254]),
+                ..NextHop::default()
+            },
+        ));
+        hops
+    }
+
+    /// What `Datapath::install` takes.
+    pub fn image(&self) -> PolicyImage {
+        let c = &self.compiled;
+        PolicyImage {
+            generation: c.generation,
+            pages: c.pages.clone(),
+            prefixes: c.prefixes.clone(),
+            spaces: c.spaces.clone(),
+            endpoints: c.endpoints.clone(),
+            devices: c.devices.clone(),
+            guest_hops: self.next_hops().into_iter().filter(|(_, hop)| hop.kind == HOP_GUEST).collect(),
+            settings: c.settings,
+            rule_ids: c.rules.iter().map(|r| r.id).collect(),
+        }
+    }
+
+    /// Does `member` (`vm1/ipconfig1`) own this port of this public address?
+    pub fn owns(&self, member: &str, address: std::net::Ipv4Addr, port: u16) -> bool {
+        self.compiled.ownership.owner(address, port) == Some(member)
+    }
+}
