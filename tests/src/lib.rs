@@ -1,5 +1,6 @@
 //! The lab and the oracles that Portcullis is tested with (design §7).
 
 pub mod backend;
+pub mod bench;
 pub mod lab;
 pub mod model;

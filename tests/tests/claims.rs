@@ -1,0 +1,247 @@
+//! Claims of public ports under contention: no port owned twice, none lost. Every success is checked against a ledger.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use portcullis_common::engine::{Hook, Verdict};
+use portcullis_common::env::Env as _;
+use portcullis_common::flow::{self, Ctl, FREE, LIVE};
+use portcullis_common::{FlowKey, HalfRecord, atomic};
+use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend};
+use portcullis_tests::lab::{Craft, TcpFlags};
+
+const POLICY: &str = r#"
+virtualNetworks:
+  - name: lab
+    addressSpace: { addressPrefixes: [10.0.0.0/16] }
+    subnets: [{ name: a, addressPrefix: 10.0.1.0/24 }]
+networkInterfaces:
+  - { name: vm1, device: vm1, macAddress: 02:00:00:00:00:01, ipConfigurations: [{ subnet: a, privateIPAddress: 10.0.1.4 }] }
+publicIPAddresses: [{ name: p, ipAddress: 203.0.113.10, announce: proxy }]
+loadBalancers:
+  - name: lb
+    frontendIPConfigurations: [{ name: fe, publicIPAddress: p }]
+    backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }]
+    outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
+uplinks: [{ device: uplink }]
+"#;
+
+const MEMBER: &str = "vm1/ipconfig1";
+const FRONTEND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const VM1: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const PORTS: u64 = 1024;
+
+fn syn(source_port: u16) -> Vec<u8> {
+    let craft = Craft::new(VM1, [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], [198, 51, 100, 7].into());
+    craft.tcp(source_port, 80, TcpFlags::SYN, 1, 0, b"")
+}
+
+/// Who holds which port right now, kept beside the datapath.
+struct Ledger {
+    holders: Vec<AtomicU32>,
+    claims: AtomicU64,
+    refusals: AtomicU64,
+    releases: AtomicU64,
+}
+
+impl Ledger {
+    fn new() -> Self {
+        Self {
+            holders: (0..65536).map(|_| AtomicU32::new(0)).collect(),
+            claims: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            releases: AtomicU64::new(0),
+        }
+    }
+
+    fn claimed(&self, port: u16) {
+        assert_eq!(self.holders[port as usize].fetch_add(1, SeqCst), 0, "port {port} owned twice");
+        self.claims.fetch_add(1, SeqCst);
+    }
+
+    /// Must be called before the port is given back.
+    fn releasing(&self, port: u16) {
+        assert_eq!(self.holders[port as usize].fetch_sub(1, SeqCst), 1, "port {port} was not held");
+        self.releases.fetch_add(1, SeqCst);
+    }
+}
+
+/// Frees a flow the way the reaper does: compare-exchange of the control word, reverse half last, so that the port is
+/// free only when the ledger says so.
+fn free(record: impl Fn(u32) -> *mut HalfRecord, forward: u32) {
+    // SAFETY: the records stand in a live table.
+    unsafe {
+        let f = record(forward);
+        let c = flow::ctl(f);
+        assert_eq!(c.phase(), LIVE);
+        let r = record((*f).peer);
+        for slot in [f, r] {
+            let c = flow::ctl(slot);
+            let gone = Ctl::new(c.generation().wrapping_add(1), FREE, 0, 0, 0);
+            assert_eq!(atomic::compare_exchange(&raw mut (*slot).ctl, c.0, gone.0), c.0);
+        }
+    }
+}
+
+fn inside_key(source_port: u16, network: u16) -> FlowKey {
+    FlowKey {
+        source: u32::from_ne_bytes([10, 0, 1, 4]),
+        destination: u32::from_ne_bytes([198, 51, 100, 7]),
+        source_port: source_port.to_be(),
+        destination_port: 80u16.to_be(),
+        network,
+        protocol: 6,
+        kind: 0,
+    }
+}
+
+/// Two threads, one block of 1,024 ports, one destination, almost all of it in use all the time.
+#[test]
+fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port() {
+    let backend = HostBackend::new(POLICY).unwrap();
+    let env = &backend.env;
+    let gateway = backend.gateway();
+    let network = gateway.compiled.devices.iter().find(|d| d.kind == 1).unwrap().network;
+    let ifindex = gateway.devices["vm1"].ifindex;
+    let ledger = Ledger::new();
+    std::thread::scope(|scope| {
+        for thread in 0..2u16 {
+            let ledger = &ledger;
+            // Time stands still: a thread that the machine stops for a while must not find its flows expired.
+            scope.spawn(move || {
+                // Each thread its own source ports, so that what they fight for is the block.
+                let base = 2000 + thread * 30000;
+                let mut held = std::collections::VecDeque::new();
+                let mut next = 0u16;
+                for round in 0..1_000_000u32 / 2 {
+                    let source_port = base + next % 30000;
+                    next = next.wrapping_add(1);
+                    let frame = syn(source_port);
+                    let (verdict, out, _) = env.packet(&frame, ifindex, Hook::Tc, false);
+                    if matches!(verdict, Verdict::Redirect(_)) {
+                        let port = u16::from_be_bytes([out[34], out[35]]);
+                        assert!(gateway.owns(MEMBER, FRONTEND, port));
+                        ledger.claimed(port);
+                        held.push_back((source_port, port));
+                    } else {
+                        ledger.refusals.fetch_add(1, SeqCst);
+                    }
+                    while held.len() > 511 || (held.len() > 480 && round % 3 == 0) {
+                        let (source_port, port) = held.pop_front().unwrap();
+                        let key = inside_key(source_port, network);
+                        let (index, _) = flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                        ledger.releasing(port);
+                        free(|i| flow::record(env, i).unwrap(), index);
+                    }
+                }
+                for (source_port, port) in held {
+                    let key = inside_key(source_port, network);
+                    let (index, _) = flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                    ledger.releasing(port);
+                    free(|i| flow::record(env, i).unwrap(), index);
+                }
+            });
+        }
+    });
+    let claims = ledger.claims.load(SeqCst);
+    println!("{claims} claims, {} refusals", ledger.refusals.load(SeqCst));
+    assert!(claims > 900_000, "{claims} of 1,000,000 claims succeeded");
+    assert_eq!(claims, ledger.releases.load(SeqCst));
+    // None lost: every slot is free again, and the whole block can be claimed once more.
+    let live = (0..=env.control.bucket_mask).flat_map(|b| (0..8).map(move |s| b << 3 | s));
+    // SAFETY: the records stand in a live table.
+    let left = live.filter(|i| unsafe { flow::ctl(flow::record(env, *i).unwrap()).phase() } != FREE).count();
+    assert_eq!(left, 0, "slots neither free nor released");
+    env.set_now(env.now() + 1000);
+    let again = (0..1100u16).filter(|p| matches!(env.packet(&syn(1000 + p), ifindex, Hook::Tc, false).0, Verdict::Redirect(_)));
+    assert_eq!(again.count() as u64, PORTS);
+}
+
+/// The same in the kernel: both CPUs run the XDP and the TC programs on one block and one destination.
+#[test]
+fn a_million_claims_and_releases_from_both_cpus_in_the_kernel_never_share_a_port() {
+    for hook in [Hook::Xdp, Hook::Tc] {
+        KernelBackend::with(POLICY, &["vm1", "uplink"], hook, |backend| {
+            hammer(backend);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+fn hammer(backend: &mut KernelBackend) {
+    let ledger = Ledger::new();
+    let name = backend.name();
+    let table = backend.datapath.flow_table().unwrap();
+    let ifindex = backend.ifindex("vm1").unwrap();
+    let network = backend.gateway().compiled.devices.iter().find(|d| d.kind == 1).unwrap().network;
+    let (datapath, hook) = (&backend.datapath, backend.hook());
+    std::thread::scope(|scope| {
+        for cpu in 0..2u16 {
+            let (ledger, table) = (&ledger, &table);
+            scope.spawn(move || {
+                pin_to(cpu as usize);
+                let base = 2000 + cpu * 30000;
+                let mut held = std::collections::VecDeque::new();
+                let mut index_of = std::collections::HashMap::new();
+                for round in 0..250_000u32 {
+                    let source_port = base + (round % 30000) as u16;
+                    let frame = syn(source_port);
+                    let out = match hook {
+                        Hook::Xdp => datapath.run_xdp(&frame, ifindex),
+                        Hook::Tc => datapath.run_tc(&frame, ifindex),
+                    }
+                    .unwrap();
+                    let sent = if hook == Hook::Xdp { 4 } else { 7 };
+                    if out.verdict == sent {
+                        let port = u16::from_be_bytes([out.packet[34], out.packet[35]]);
+                        ledger.claimed(port);
+                        held.push_back((source_port, port));
+                    } else {
+                        ledger.refusals.fetch_add(1, SeqCst);
+                    }
+                    if held.len() > 500 {
+                        // One pass over the table finds the slots of all that go.
+                        index_of.clear();
+                        for (index, record) in table.iter() {
+                            if record.key.network == network {
+                                index_of.insert(u16::from_be(record.key.source_port), index);
+                            }
+                        }
+                        while held.len() > 100 {
+                            let (source_port, port) = held.pop_front().unwrap();
+                            let index = index_of[&source_port];
+                            ledger.releasing(port);
+                            free(|i| table.slot(i), index);
+                        }
+                    }
+                }
+                for (index, record) in table.iter() {
+                    if record.key.network == network {
+                        index_of.insert(u16::from_be(record.key.source_port), index);
+                    }
+                }
+                for (source_port, port) in held {
+                    ledger.releasing(port);
+                    free(|i| table.slot(i), index_of[&source_port]);
+                }
+            });
+        }
+    });
+    let claims = ledger.claims.load(SeqCst);
+    println!("{name}: {claims} claims, {} refusals", ledger.refusals.load(SeqCst));
+    assert!(claims > 490_000, "{name}: {claims} of 500,000 claims succeeded");
+    assert_eq!(claims, ledger.releases.load(SeqCst));
+    assert_eq!(table.iter().count(), 0, "{name}: records left");
+    let again = (0..1100u16).filter(|p| {
+        let outcome = backend.run(At::Ingress("vm1"), &syn(1000 + p)).unwrap();
+        outcome.action == Action::Send
+    });
+    assert_eq!(again.count() as u64, PORTS, "{name}: the whole block is there");
+}
+
+fn pin_to(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+}
