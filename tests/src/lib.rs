@@ -2,5 +2,6 @@
 
 pub mod backend;
 pub mod bench;
+pub mod edge;
 pub mod lab;
 pub mod model;

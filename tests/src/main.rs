@@ -1,1 +1,32 @@
-fn main() {}
+//! `portcullis-lab`: what `cargo xtask` runs as root, in namespaces of its own.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use portcullis_tests::bench;
+
+/// The lab of Portcullis; `cargo xtask` builds and runs it.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis-lab")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Bench(arguments) => bench::execute(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

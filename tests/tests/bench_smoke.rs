@@ -21,7 +21,8 @@ fn the_bench_sends_packets_through_every_candidate_and_they_arrive_translated() 
         ]
     );
     for name in ["bare_redirect_1k", "nft_1k", "established_1k", "tc_established_1k"] {
-        let figure = report.figures.iter().find(|figure| figure.name == name).unwrap_or_else(|| panic!("no {name}"));
+        let figure =
+            report.figures.iter().find(|figure| figure.name == name).unwrap_or_else(|| panic!("no {name}"));
         assert!(figure.value > 0.0, "{figure:?}");
     }
     assert!(report.json().expect("serialises").contains("\"ratio_to_nftables\""));

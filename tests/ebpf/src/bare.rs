@@ -27,11 +27,7 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
     let headers = frame::headers(ctx)?;
     let [d, s] = [&told.destination_mac, &told.source_mac];
     let words = |m: &[u8; 6]| {
-        [
-            u16::from_ne_bytes([m[0], m[1]]),
-            u16::from_ne_bytes([m[2], m[3]]),
-            u16::from_ne_bytes([m[4], m[5]]),
-        ]
+        [u16::from_ne_bytes([m[0], m[1]]), u16::from_ne_bytes([m[2], m[3]]), u16::from_ne_bytes([m[4], m[5]])]
     };
     // SAFETY: `headers` checked the bounds.
     unsafe {

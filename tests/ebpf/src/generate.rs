@@ -1,23 +1,22 @@
 //! The generator: every frame it is run with becomes the next packet of some flow and goes out of the client's device.
 
-use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
 use crate::frame::{self, Headers, fold, words};
 use crate::layout::{
-    FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, FRAME_BYTES, GUEST_MAC, GUESTS, Generator, PICK_RANDOM,
-    SENT_TTL, SOCKETS,
+    FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, FRAME_BYTES, GUEST_MAC, GUESTS, Generator,
+    PICK_RANDOM, Picked, SENT_TTL, SOCKETS,
 };
 
 #[btf_map]
 pub static GENERATOR: Array<Generator, 1> = Array::new();
 
-/// Packets sent so far, or the state of the random numbers.
 #[btf_map]
-pub static PICKED: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static PICKED: PerCpuArray<Picked, 1> = PerCpuArray::new();
 
 const IP_LENGTH: u16 = (FRAME_BYTES - 14) as u16;
 const UDP_LENGTH: u16 = IP_LENGTH - 20;
@@ -31,7 +30,8 @@ pub fn pcb_generate(ctx: XdpContext) -> u32 {
     match generate(&ctx) {
         // SAFETY: a helper with plain arguments.
         Some(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
-        None => XDP_ABORTED,
+        // Dropped here is only "not now": the frame comes again.
+        None => XDP_DROP,
     }
 }
 
@@ -41,25 +41,31 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     let picked = PICKED.get_ptr_mut(0)?;
     let headers = frame::headers(ctx)?;
     // SAFETY: this CPU's own element.
-    let flow = unsafe { pick(&mut *picked, told.pick) } & told.flow_mask;
+    let flow = unsafe { pick(&mut *picked, told)? } & told.flow_mask;
     // SAFETY: `headers` checked the bounds.
     write(unsafe { &mut *headers }, told, flow);
     Some(told.ifindex)
 }
 
 #[inline(always)]
-fn pick(state: &mut u64, how: u32) -> u32 {
-    let mut s = *state;
-    if how != PICK_RANDOM {
-        *state = s.wrapping_add(1);
-        return s as u32;
+fn pick(picked: &mut Picked, told: &Generator) -> Option<u32> {
+    let mut s = picked.state;
+    if told.pick != PICK_RANDOM {
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if s > told.flow_mask as u64 || now.wrapping_sub(picked.last_ns) < told.gap_ns as u64 {
+            return None;
+        }
+        picked.last_ns = now;
+        picked.state = s + 1;
+        return Some(s as u32);
     }
     // xorshift64*; its upper half is the good one.
     s ^= s >> 12;
     s ^= s << 25;
     s ^= s >> 27;
-    *state = s;
-    (s.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    picked.state = s;
+    Some((s.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32)
 }
 
 #[inline(always)]
@@ -95,11 +101,8 @@ fn write(headers: &mut Headers, told: &Generator, flow: u32) {
     let source_port = ((FIRST_SOURCE_PORT + (flow & (SOCKETS - 1))) as u16).to_be();
     let destination_port = ((FIRST_DESTINATION_PORT + flow / SOCKETS) as u16).to_be();
     let length = UDP_LENGTH.to_be();
-    let sum = addresses
-        + UDP.to_be() as u32
-        + 2 * length as u32
-        + source_port as u32
-        + destination_port as u32;
+    let sum =
+        addresses + UDP.to_be() as u32 + 2 * length as u32 + source_port as u32 + destination_port as u32;
     let checksum = !fold(sum);
     headers.source_port = source_port;
     headers.destination_port = destination_port;

@@ -14,14 +14,27 @@ pub struct Generator {
     pub flow_mask: u32,
     /// `PICK_*`.
     pub pick: u32,
+    /// In order only: how long to wait between packets, so that no ring overflows.
+    pub gap_ns: u32,
     /// Network order.
     pub destination: u32,
     /// The gateway's hardware address.
     pub gateway_mac: [u8; 6],
     pub pad: [u8; 2],
+    pub pad1: u32,
 }
 
-/// Flow after flow, in the order of their numbers.
+/// Where the generator stands, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Picked {
+    /// In order: packets sent so far. Random: the state of the random numbers, never 0.
+    pub state: u64,
+    /// In order: when the last one was sent.
+    pub last_ns: u64,
+}
+
+/// Each flow once, in the order of their numbers.
 pub const PICK_IN_ORDER: u32 = 0;
 /// Each packet a flow by chance.
 pub const PICK_RANDOM: u32 = 1;
@@ -74,7 +87,8 @@ pub const FRAME_BYTES: usize = 60;
 pub const SENT_TTL: u8 = 64;
 
 const _: () = {
-    assert!(size_of::<Generator>() == 24);
+    assert!(size_of::<Generator>() == 32);
+    assert!(size_of::<Picked>() == 16);
     assert!(size_of::<Bare>() == 16);
     assert!(size_of::<Expected>() == 12);
     assert!(size_of::<Seen>() == 32);

@@ -1,0 +1,63 @@
+//! `portcullis-lab bench`.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::{Args, ValueEnum};
+
+use super::plan::Options;
+use super::run;
+
+/// Measure packet rates: bare XDP redirect, nftables masquerade, Portcullis
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// One short round: shows that it works, and little more
+    #[arg(long)]
+    quick: bool,
+    /// Only this figure, such as `established_64k`, with what it is compared with; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Rounds in which every candidate is measured once
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long each measurement counts
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// What standard output gets
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+impl Arguments {
+    fn options(&self) -> anyhow::Result<Options> {
+        let mut options = if self.quick { Options::quick() } else { Options::default() };
+        options.only.clone_from(&self.only);
+        if let Some(rounds) = self.rounds {
+            ensure!(rounds > 0, "--rounds 0 measures nothing");
+            options.rounds = rounds;
+        }
+        if let Some(seconds) = self.seconds {
+            ensure!(seconds > 0.0 && seconds < 3600.0, "--seconds {seconds} is not between 0 and 3600");
+            options.window = Duration::from_secs_f64(seconds);
+        }
+        Ok(options)
+    }
+}
+
+/// Runs it and prints the report.
+pub fn execute(arguments: &Arguments) -> anyhow::Result<()> {
+    let report = run::run(arguments.options()?)?;
+    match arguments.output {
+        Output::Table => print!("{report}"),
+        Output::Json => println!("{}", report.json()?),
+    }
+    Ok(())
+}

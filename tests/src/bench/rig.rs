@@ -1,0 +1,253 @@
+//! Three namespaces in a row with the bench's programs at both ends; what forwards in the middle is a candidate's.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use super::generator::while_sending;
+use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen};
+use super::napi::{self, NapiThread};
+use super::programs::Programs;
+use super::stop;
+use crate::lab::{LabId, Mac, Namespace, eventually};
+
+/// Where the flows go to. From the documentation's prefixes, and on no device: the server's program takes everything.
+pub(super) const DESTINATION: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The server on the link, the gateway's router.
+pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// The gateway on that link.
+pub(super) const UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The gateway on the guests' side.
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+
+const FAR: &str = "eth0";
+/// Between packets where none may be lost: a first packet takes some microseconds, and a veth's ring holds 256.
+const GAP: Duration = Duration::from_micros(8);
+/// Passes over the flows until all are known, each slower than the one before.
+const PASSES: u32 = 6;
+/// How long nothing may arrive before the rest is given up for lost.
+const SILENCE: Duration = Duration::from_millis(50);
+/// The first random number; any but 0.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Device names are unique on the machine, because NAPI threads are known by them.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// One end of a veth.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub device: String,
+    pub ifindex: u32,
+    pub mac: Mac,
+}
+
+/// The namespaces and the programs at both ends.
+pub(super) struct Rig {
+    // Programs are detached before their devices go.
+    pub programs: Programs,
+    pub gateway: Namespace,
+    client: Namespace,
+    /// The server's namespace lives as long as the rig.
+    _server: Namespace,
+    /// The gateway's device towards the client.
+    pub inside: Port,
+    /// The gateway's device towards the server.
+    pub outside: Port,
+    /// The server's device.
+    pub server: Port,
+    generator: Generator,
+    expected: Expected,
+    napi: NapiThread,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sample {
+    pub packets_per_second: f64,
+    /// Share of the time that the gateway's thread was running; much less than one means that somebody else was, or
+    /// that the generator was too slow.
+    pub busy: f64,
+    /// All packets of the measurement, translated or not, and strangers.
+    pub seen: Seen,
+}
+
+impl Rig {
+    /// Builds it; `public` is the address that translated packets come from.
+    pub fn build(label: &str, public: Ipv4Addr) -> anyhow::Result<Self> {
+        Self::build_all(public).with_context(|| format!("the namespaces for {label}"))
+    }
+
+    fn build_all(public: Ipv4Addr) -> anyhow::Result<Self> {
+        let lab = LabId::fresh();
+        let [client, gateway, server] =
+            ["client", "gateway", "server"].map(|name| Namespace::create_in(&lab, name));
+        let (client, gateway, server) = (client?, gateway?, server?);
+        let stem = format!("b{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let inside = connect(&gateway, &format!("{stem}i"), &client)?;
+        let outside = connect(&gateway, &format!("{stem}o"), &server)?;
+        // GRO gives the veth NAPI, and NAPI takes the frames that the client's device is handed.
+        gateway.run(&["ethtool", "-K", &inside.device, "gro", "on"])?;
+        gateway.ip(&format!("address add {GATEWAY}/24 dev {}", inside.device))?;
+        gateway.ip(&format!("address add {UPLINK}/24 dev {}", outside.device))?;
+        for device in ["all", &inside.device] {
+            gateway.set_sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+        }
+        let server_port = port(&server, FAR)?;
+        gateway.ip(&format!(
+            "neighbour replace {SERVER} lladdr {} dev {} nud permanent",
+            mac_text(server_port.mac),
+            outside.device
+        ))?;
+        gateway.ip(&format!("route add default via {SERVER} dev {}", outside.device))?;
+        let napi = NapiThread::start(&gateway, &inside.device)?;
+        napi.pin(napi::processors().1)?;
+
+        let mut programs = Programs::load()?;
+        let generator = Generator {
+            ifindex: client.ifindex(FAR)?,
+            destination: network_order(DESTINATION),
+            gateway_mac: inside.mac,
+            ..Generator::default()
+        };
+        let expected =
+            Expected { public: network_order(public), destination: network_order(DESTINATION), check: 0 };
+        programs.tell_sink(&expected)?;
+        programs.attach("pcb_sink", &server, server_port.ifindex)?;
+        Ok(Self {
+            programs,
+            gateway,
+            client,
+            _server: server,
+            inside,
+            outside,
+            server: server_port,
+            generator,
+            expected,
+            napi,
+        })
+    }
+
+    /// Sends the first packet of each flow, slowly, until `known` says that all are there.
+    pub fn open_flows(
+        &mut self,
+        flows: u32,
+        mut known: impl FnMut(&Self) -> anyhow::Result<u32>,
+    ) -> anyhow::Result<()> {
+        let mut there = 0;
+        for pass in 0..PASSES {
+            self.send_each(flows, GAP * (1 << pass))?;
+            there = known(self)?;
+            if there >= flows {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("only {there} of {flows} flows are there after {PASSES} passes over all of them")
+    }
+
+    /// Sends a packet of each of `flows` flows and adds up the checksums of those that arrive. If a full ring lost
+    /// some, because the machine had other things to do, all are sent again, more slowly.
+    pub fn inspect(&mut self, flows: u32) -> anyhow::Result<Seen> {
+        self.expected.check = 1;
+        self.programs.tell_sink(&self.expected)?;
+        let seen = self.send_until_all_arrive(flows);
+        self.expected.check = 0;
+        self.programs.tell_sink(&self.expected)?;
+        seen
+    }
+
+    fn send_until_all_arrive(&mut self, flows: u32) -> anyhow::Result<Seen> {
+        let mut seen = Seen::default();
+        for pass in 0..PASSES {
+            let before = self.programs.seen()?;
+            self.send_each(flows, GAP * (1 << pass))?;
+            seen = difference(before, self.programs.seen()?);
+            if seen.packets == u64::from(flows) {
+                break;
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Sends packets of `flows` flows at random, as many as the client can, and counts what arrives in `window`.
+    pub fn measure(&mut self, flows: u32, ramp: Duration, window: Duration) -> anyhow::Result<Sample> {
+        self.aim(flows, PICK_RANDOM, Duration::ZERO, SEED)?;
+        while_sending(&self.programs, &self.client, || {
+            thread::sleep(ramp);
+            let (start, busy, before) = (Instant::now(), self.napi.run_time()?, self.programs.seen()?);
+            thread::sleep(window);
+            let (end, busy_end, after) = (Instant::now(), self.napi.run_time()?, self.programs.seen()?);
+            let seconds = (end - start).as_secs_f64();
+            let seen = difference(before, after);
+            Ok(Sample {
+                packets_per_second: seen.packets as f64 / seconds,
+                busy: busy_end.saturating_sub(busy).as_secs_f64() / seconds,
+                seen,
+            })
+        })
+    }
+
+    /// One packet of each flow, with a pause between any two; returns when they have arrived or are lost.
+    fn send_each(&mut self, flows: u32, gap: Duration) -> anyhow::Result<()> {
+        self.aim(flows, PICK_IN_ORDER, gap, 0)?;
+        let before = self.programs.seen()?.packets;
+        while_sending(&self.programs, &self.client, || {
+            let (mut arrived, mut since) = (before, Instant::now());
+            loop {
+                thread::sleep(Duration::from_millis(2));
+                stop::check()?;
+                let now = self.programs.seen()?.packets;
+                if now != arrived {
+                    (arrived, since) = (now, Instant::now());
+                }
+                let all_sent = self.programs.position()? >= u64::from(flows);
+                if all_sent && (arrived - before >= u64::from(flows) || since.elapsed() > SILENCE) {
+                    return Ok(());
+                }
+            }
+        })
+    }
+
+    fn aim(&mut self, flows: u32, pick: u32, gap: Duration, start: u64) -> anyhow::Result<()> {
+        ensure!(flows.is_power_of_two(), "{flows} flows are not a power of two");
+        self.generator.flow_mask = flows - 1;
+        self.generator.pick = pick;
+        self.generator.gap_ns = gap.as_nanos() as u32;
+        self.programs.tell_generator(&self.generator)?;
+        self.programs.seek(start)
+    }
+}
+
+fn connect(gateway: &Namespace, device: &str, far: &Namespace) -> anyhow::Result<Port> {
+    gateway.ip(&format!("link add {device} type veth peer name {FAR} netns {}", far.name()))?;
+    gateway.ip(&format!("link set {device} up"))?;
+    far.ip(&format!("link set {FAR} up"))?;
+    let carrier =
+        || gateway.ip(&format!("-o link show dev {device}")).is_ok_and(|line| line.contains("LOWER_UP"));
+    ensure!(eventually(Duration::from_secs(2), carrier), "{device} has no carrier");
+    port(gateway, device)
+}
+
+fn port(namespace: &Namespace, device: &str) -> anyhow::Result<Port> {
+    Ok(Port { device: device.to_owned(), ifindex: namespace.ifindex(device)?, mac: namespace.mac(device)? })
+}
+
+fn difference(before: Seen, after: Seen) -> Seen {
+    Seen {
+        packets: after.packets - before.packets,
+        translated: after.translated - before.translated,
+        sound: after.sound - before.sound,
+        other: after.other - before.other,
+    }
+}
+
+/// An address as the tables have it.
+pub(super) fn network_order(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
