@@ -119,7 +119,7 @@ fn settings_have_the_policys_timers_services_and_idle_classes() {
     let second = OutboundRule {
         name: "slow".into(),
         pool: 1,
-        idle_timeout_seconds: 7200,
+        idle_timeout_seconds: Some(7200),
         protocol: TransportProtocol::Tcp,
         ..net.load_balancers[0].outbound_rules[0].clone()
     };
@@ -156,7 +156,7 @@ fn a_thirteenth_idle_timeout_and_a_second_outbound_rule_for_an_address_are_refus
         let mut pool = pool.clone();
         pool.members = vec![(i, 0)];
         net.load_balancers[0].pools.push(pool);
-        let idle_timeout_seconds = 240 + 60 * i as u32;
+        let idle_timeout_seconds = Some(240 + 60 * i as u32);
         let rule = OutboundRule { pool: i, name: format!("out{i}"), idle_timeout_seconds, ..rule.clone() };
         net.load_balancers[0].outbound_rules.push(rule);
     }

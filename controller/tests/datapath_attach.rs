@@ -170,7 +170,7 @@ fn a_failed_attach_leaves_everything_as_it_was() {
         let (g, u, mut plan) = devices(place, false);
         let mut datapath = open(place);
         plan.devices.push(guest(9999, "gone0"));
-        let error = datapath.attach(&plan).err().expect("there is no such device");
+        let error = datapath.attach(&plan).expect_err("there is no such device");
         assert!(format!("{error:#}").contains("no device 9999"), "{error:#}");
         assert_eq!(datapath.hooks().expect("asks"), []);
 
@@ -180,7 +180,7 @@ fn a_failed_attach_leaves_everything_as_it_was() {
         drop(datapath);
         let mut datapath = open(place);
         plan.devices.push(guest(9999, "gone0"));
-        datapath.attach(&plan).err().expect("there is no such device");
+        datapath.attach(&plan).expect_err("there is no such device");
         assert_eq!(datapath.hooks().expect("asks"), before, "the programs of the load before are back");
         assert_eq!(before.len(), 4, "{g} {u}");
     });
@@ -194,7 +194,7 @@ fn another_xdp_program_on_the_uplink_is_respected_and_named() {
         first.attach(&plan).map(|a| first.commit(a)).expect("attaches").expect("commits");
         let other = place.pins().with_file_name("second");
         let mut second = Datapath::open(&other, &SMALL).expect("opens");
-        let error = second.attach(&plan).err().expect("refuses");
+        let error = second.attach(&plan).expect_err("refuses");
         assert!(format!("{error:#}").contains("another XDP program runs on up0"), "{error:#}");
         assert_eq!(second.hooks().expect("asks"), []);
         assert!(first.hooks().expect("asks").iter().any(|h| h.ifindex == u && h.hook == Hook::Xdp));

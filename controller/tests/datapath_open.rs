@@ -8,7 +8,7 @@ use std::fs;
 use aya::maps::{HashMap, MapData};
 use datapath_image::image;
 use datapath_support::in_a_place_of_its_own;
-use portcullis::datapath::{Datapath, LoadOptions, Route, down, in_use};
+use portcullis::datapath::{DEFAULT_PINS, Datapath, LoadOptions, Route, down, in_use};
 use portcullis_common::layout::{HOP_FLAG_RESOLVED, HOP_HOST, HOP_WORLD, NextHop};
 
 fn small() -> LoadOptions {
@@ -93,6 +93,20 @@ fn pins_outside_a_bpf_filesystem_are_refused_with_advice() {
     in_a_place_of_its_own(|place| {
         let error = Datapath::open(&place.plain_directory().join("pins"), &small()).err().expect("refuses");
         assert!(format!("{error:#}").contains("mount -t bpf bpf"), "{error:#}");
+    });
+}
+
+#[test]
+fn the_bpf_filesystem_is_mounted_where_it_belongs_if_nobody_has() {
+    in_a_place_of_its_own(|_| {
+        // This thread's mounts are its own: the machine's bpf filesystem stays where it is.
+        while nix::mount::umount2("/sys/fs/bpf", nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        let pins = std::path::Path::new(DEFAULT_PINS);
+        assert!(!pins.exists());
+        drop(Datapath::open(pins, &small()).expect("opens"));
+        assert!(pins.join("v1/maps/CONTROL").exists());
+        down(pins).expect("goes down");
+        assert!(!pins.exists());
     });
 }
 

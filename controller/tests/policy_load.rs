@@ -41,7 +41,7 @@ fn the_quickstart_becomes_the_network_it_describes() {
     let rule = &balancer.outbound_rules[0];
     assert_eq!(
         (rule.protocol, rule.allocated_outbound_ports, rule.idle_timeout_seconds),
-        (TransportProtocol::All, 0, 240)
+        (TransportProtocol::All, 0, Some(240))
     );
     assert_eq!(network.public_addresses[0].announce, Announce::Proxy);
     assert_eq!(network.uplinks[0].device, "pc-up");

@@ -105,6 +105,40 @@ impl Edge {
         Ok(counts)
     }
 
+    /// How often each program ran during `work`, by (device, program). Needs run statistics, see [`Edge::run_counts`].
+    pub fn runs_during(&self, work: impl FnOnce()) -> anyhow::Result<BTreeMap<(String, String), u64>> {
+        let before = self.run_counts()?;
+        work();
+        let mut runs = self.run_counts()?;
+        for (program, count) in &mut runs {
+            *count = count.saturating_sub(before.get(program).copied().unwrap_or(0));
+        }
+        Ok(runs)
+    }
+
+    /// Packets of one reason so far.
+    pub fn reason(&self, reason: &str) -> anyhow::Result<u64> {
+        Ok(self.reasons()?.get(reason).copied().unwrap_or(0))
+    }
+
+    /// The guest's port ranges, first and last.
+    pub fn port_ranges(&self, guest: &str) -> anyhow::Result<Vec<(u16, u16)>> {
+        let answer = self.ask(&["snat"])?;
+        let rows = answer["guests"].as_array().context("snat has guests")?;
+        let row = rows.iter().find(|r| r["guest"].as_str().is_some_and(|g| g.starts_with(guest)));
+        let ranges = row.and_then(|row| row["ranges"].as_array()).with_context(|| format!("no ranges of {guest} in {answer}"))?;
+        let bound = |range: &Value, key: &str| range[key].as_u64().and_then(|port| u16::try_from(port).ok());
+        let pairs = ranges.iter().map(|range| Some((bound(range, "first")?, bound(range, "last")?)));
+        pairs.collect::<Option<_>>().with_context(|| format!("ranges in {answer}"))
+    }
+
+    /// What `status` says about a device.
+    pub fn device(&self, name: &str) -> anyhow::Result<Value> {
+        let status = self.ask(&["status"])?;
+        let devices = status["devices"].as_array().context("status has devices")?;
+        devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("no device {name} in {status}"))
+    }
+
     /// Waits until `read` gives what the caller waits for.
     pub fn wait<T>(&self, mut read: impl FnMut(&Edge) -> Option<T>) -> Option<T> {
         eventually_some(Duration::from_secs(10), || read(self))

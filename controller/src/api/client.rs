@@ -18,6 +18,15 @@ const MAX_REPLY: u64 = 1 << 31;
 
 /// Asks one question. The outer error: nobody answers, or not as expected.
 pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Result<Value, Failure>> {
+    ask_within(socket, request, PATIENCE)
+}
+
+/// The same with less patience.
+pub fn ask_within(
+    socket: &Path,
+    request: &Request,
+    patience: Duration,
+) -> anyhow::Result<Result<Value, Failure>> {
     let stream = UnixStream::connect(socket).map_err(|error| {
         let advice = match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
@@ -28,7 +37,7 @@ pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Result<Value, Fai
         };
         anyhow::Error::new(error).context(format!("{}: {advice}", socket.display()))
     })?;
-    stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)))?;
+    stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     // A daemon that refuses us (not root, too busy) answers without reading: what it says is still worth reading.

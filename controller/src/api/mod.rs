@@ -129,7 +129,8 @@ impl Reply {
             Err(failure) => Reply { ok: false, answer: None, error: Some(failure) },
         };
         let mut line = serde_json::to_vec(&reply).unwrap_or_else(|error| {
-            format!("{{\"ok\":false,\"error\":{{\"kind\":\"failed\",\"message\":\"no JSON: {error}\"}}}}").into_bytes()
+            format!("{{\"ok\":false,\"error\":{{\"kind\":\"failed\",\"message\":\"no JSON: {error}\"}}}}")
+                .into_bytes()
         });
         line.push(b'\n');
         line
@@ -185,8 +186,15 @@ mod tests {
                 .collect();
             assert_eq!(parse(&bytes).unwrap_err().kind, ErrorKind::Input);
         }
-        for line in ["", "{}", "[]", "null", "{\"command\":\"nonsense\"}", "{\"command\":\"flows\",\"limit\":-1}", "\u{0}"]
-        {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            "{\"command\":\"nonsense\"}",
+            "{\"command\":\"flows\",\"limit\":-1}",
+            "\u{0}",
+        ] {
             assert_eq!(parse(line.as_bytes()).unwrap_err().kind, ErrorKind::Input, "{line}");
         }
         // Nested deeper than a parser without a limit would survive.

@@ -93,7 +93,9 @@ async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<(
                 Ok(Ok(_)) => match parse(&line) {
                     Ok(request) => match timeout(ANSWER_TIME, answers.answer(request)).await {
                         Ok(outcome) => outcome,
-                        Err(_) => Err(Failure::failed(&anyhow::anyhow!("this took too long; see the daemon's log"))),
+                        Err(_) => {
+                            Err(Failure::failed(&anyhow::anyhow!("this took too long; see the daemon's log")))
+                        }
                     },
                     Err(failure) => Err(failure),
                 },
@@ -110,4 +112,94 @@ async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<(
         timeout(CLIENT_TIME, stream.write_all(part)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     }
     stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as Client;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{ErrorKind, client};
+
+    /// Answers with what it was asked.
+    struct Echo;
+
+    impl Answer for Echo {
+        async fn answer(&self, request: Request) -> Result<Value, Failure> {
+            match request {
+                Request::Status => Ok(json!({ "asked": "status" })),
+                other => Err(Failure::input(format!("{other:?}"))),
+            }
+        }
+    }
+
+    fn with_server(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
+        let directory = std::env::temp_dir().join(format!("pcd-socket-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let path = directory.join("control.sock");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = tokio::spawn(serve(bind(&path).unwrap(), Arc::new(Echo)));
+            tokio::task::spawn_blocking(move || test(&path)).await.unwrap();
+            server.abort();
+        });
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    fn is_root() -> bool {
+        nix::unistd::geteuid().is_root()
+    }
+
+    #[test]
+    fn a_question_is_answered_and_a_refusal_comes_back_as_one() {
+        with_server("answer", |path| {
+            let answer = client::ask(path, &Request::Status).unwrap();
+            if !is_root() {
+                assert!(answer.unwrap_err().message.contains("only root"));
+                return;
+            }
+            assert_eq!(answer.unwrap()["asked"], "status");
+            let refusal = client::ask(path, &Request::Snat).unwrap().unwrap_err();
+            assert_eq!((refusal.kind, refusal.message.as_str()), (ErrorKind::Input, "Snat"));
+        });
+    }
+
+    #[test]
+    fn garbage_long_lines_and_silent_clients_hurt_nobody_else() {
+        use std::io::{Read as _, Write as _};
+
+        with_server("garbage", |path| {
+            let silent: Vec<Client> = (0..4).map(|_| Client::connect(path).unwrap()).collect();
+            for bytes in
+                [vec![0xff; 300], vec![b'x'; MAX_REQUEST * 3], b"\n".to_vec(), b"{\"command\":7}\n".to_vec()]
+            {
+                let mut client = Client::connect(path).unwrap();
+                // The daemon may have answered and gone before all of it is written.
+                let _ = client.write_all(&bytes);
+                let _ = client.shutdown(std::net::Shutdown::Write);
+                let mut answer = String::new();
+                let _ = client.read_to_string(&mut answer);
+                assert!(answer.starts_with("{\"ok\":false"), "{answer:?}");
+            }
+            assert!(client::ask(path, &Request::Status).is_ok());
+            drop(silent);
+        });
+    }
+
+    #[test]
+    fn the_socket_is_for_its_owner_only_and_replaces_a_dead_one_but_no_file() {
+        with_server("mode", |path| {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+            let file = path.with_file_name("file");
+            fs::write(&file, "").unwrap();
+            assert!(bind(&file).unwrap_err().to_string().contains("no socket"));
+            let dead = path.with_file_name("dead");
+            drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+            let error = client::ask(&dead, &Request::Status).unwrap_err().to_string();
+            assert!(error.contains("portcullis run"), "{error}");
+        });
+    }
 }

@@ -70,3 +70,71 @@ fn dispatch(arguments: Arguments) -> u8 {
         other => remote::ask(&socket, output, other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    fn example(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name)
+    }
+
+    #[test]
+    fn the_socket_and_the_output_may_stand_before_or_behind_the_command() {
+        for line in
+            ["portcullis --socket /a --output json status", "portcullis status --output json --socket /a"]
+        {
+            let arguments = parse(line).unwrap();
+            assert_eq!((arguments.socket.as_path(), arguments.output), (Path::new("/a"), OutputFormat::Json));
+            assert!(matches!(arguments.command, Command::Status));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_told_on_standard_error_and_help_is_not() {
+        for line in [
+            "portcullis",
+            "portcullis nonsense",
+            "portcullis run",
+            "portcullis check",
+            "portcullis flows --limit x",
+        ] {
+            assert!(parse(line).unwrap_err().use_stderr(), "{line}");
+        }
+        assert!(!parse("portcullis --help").unwrap_err().use_stderr());
+        assert!(!parse("portcullis --version").unwrap_err().use_stderr());
+    }
+
+    #[test]
+    fn a_policy_in_order_is_exit_code_0_and_one_with_errors_2() {
+        assert_eq!(check::check(&[example("quickstart.yaml")], OutputFormat::Json), DONE);
+        let nowhere = PathBuf::from("/nonexistent/policy.yaml");
+        assert_eq!(check::check(&[example("minimal.yaml"), nowhere.clone()], OutputFormat::Table), BAD_INPUT);
+        let state = std::env::temp_dir().join(format!("pcd-cli-{}", std::process::id()));
+        let run = RunArguments {
+            policy: nowhere,
+            state_dir: state.clone(),
+            pin_dir: state.clone(),
+            log_level: log::LevelFilter::Off,
+        };
+        let command = Command::Run(run);
+        assert_eq!(
+            dispatch(Arguments { socket: state.clone(), output: OutputFormat::Table, command }),
+            BAD_INPUT
+        );
+        assert!(!state.exists(), "a policy with errors touches nothing");
+    }
+
+    #[test]
+    fn asking_where_no_daemon_is_is_exit_code_1() {
+        let socket = PathBuf::from("/nonexistent/control.sock");
+        let command = Command::Status;
+        assert_eq!(dispatch(Arguments { socket, output: OutputFormat::Table, command }), FAILED);
+    }
+}

@@ -82,9 +82,8 @@ fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, t
 }
 
 fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
-    match (&failure.diagnostics, format) {
-        (Some(diagnostics), OutputFormat::Json) => output::out(&output::json(diagnostics)),
-        _ => {}
+    if let (Some(diagnostics), OutputFormat::Json) = (&failure.diagnostics, format) {
+        output::out(&output::json(diagnostics));
     }
     match &failure.rendered {
         Some(rendered) => err(&format!("{rendered}error: {}\n", failure.message)),

@@ -285,7 +285,7 @@ impl<'a> Edge<'a> {
                 if frontends.is_empty() {
                     continue; // An IPv6 rule.
                 }
-                let idle_class = match registry.idle_class(rule.idle_timeout_seconds) {
+                let idle_class = match rule.idle_timeout_seconds.map_or(Ok(0), |seconds| registry.idle_class(seconds)) {
                     Ok(class) => class,
                     Err(full) => {
                         self.error(place.clone(), full.to_string());

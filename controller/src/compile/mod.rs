@@ -204,7 +204,7 @@ fn wanted(network: &Network, rule_keys: &[String]) -> Wanted {
         next_hops: hops.collect(),
         rules: rule_keys.iter().cloned().collect(),
         networks: network.virtual_networks.iter().map(|v| v.name.clone()).collect(),
-        idle: rules.map(|rule| rule.idle_timeout_seconds.to_string()).collect(),
+        idle: rules.filter_map(|rule| rule.idle_timeout_seconds).map(|seconds| seconds.to_string()).collect(),
     }
 }
 

@@ -67,5 +67,6 @@ fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
 }
 
 fn to_value(answer: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(answer).map_err(|error| Failure::failed(&anyhow::Error::new(error).context("writing JSON")))
+    serde_json::to_value(answer)
+        .map_err(|error| Failure::failed(&anyhow::Error::new(error).context("writing JSON")))
 }

@@ -19,7 +19,7 @@ use crate::datapath;
 use crate::hosts::{Host, Journal, UndoReport};
 
 /// For the daemon to end after it was told to, and after SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was undone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -66,7 +66,10 @@ impl DownReport {
         self.files.iter().for_each(|what| row(what, "removed", ""));
         self.kept.iter().for_each(|left| row(&left.what, "kept", &left.why));
         if self.is_empty() {
-            return format!("nothing was there\n{}", if self.kept.is_empty() { String::new() } else { table.render("") });
+            return format!(
+                "nothing was there\n{}",
+                if self.kept.is_empty() { String::new() } else { table.render("") }
+            );
         }
         table.render("nothing was there")
     }
@@ -96,7 +99,8 @@ pub fn down(places: &Places, forget: bool) -> anyhow::Result<DownReport> {
         .with_context(|| format!("removing the datapath pinned at {}", places.pin_dir.display()))?;
     if let Some(state) = lock {
         let undone = undo(&places.state_dir)?;
-        let pairs = |pairs: Vec<(String, String)>| pairs.into_iter().map(|(what, why)| Left { what, why }).collect();
+        let pairs =
+            |pairs: Vec<(String, String)>| pairs.into_iter().map(|(what, why)| Left { what, why }).collect();
         report.restored = undone.restored;
         report.gone = undone.gone;
         report.left = pairs(undone.left);
@@ -123,11 +127,15 @@ fn stop(places: &Places) -> anyhow::Result<Option<i32>> {
         return Ok(None);
     }
     let pid = holder(&path);
-    let asked = client::ask(&places.socket, &Request::Stop);
+    let asked = client::ask_within(&places.socket, &Request::Stop, PATIENCE);
     if matches!(asked, Ok(Ok(_))) && ended(&path, PATIENCE)? {
         return Ok(pid.or(Some(0)));
     }
     let Some(pid) = pid else {
+        // Just killed, and still giving back what it had.
+        if ended(&path, PATIENCE)? {
+            return Ok(None);
+        }
         bail!("{} is locked, but nobody says by whom: stop the daemon by hand", path.display());
     };
     for (signal, patience) in [(Signal::SIGTERM, PATIENCE), (Signal::SIGKILL, PATIENCE)] {

@@ -1,27 +1,29 @@
 //! Start, change of policy, change of devices: what may change the kernel, in the order that keeps it closed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use super::image::{attach_plan, policy_image};
 use super::plan::{self, Plan};
+use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
 use super::shared::{InForce, Order, Shared};
-use super::state::{Saved, StateDir};
+use super::state::{DYING, Saved, StateDir};
 use super::world::{self, World};
 use super::{Options, Refusal};
 use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
 use crate::flows::{ReaperCounts, reap};
-use crate::hosts::{self, AttachedHook, Host, Journal, Prepared};
+use crate::hosts::{self, Host, Journal, Prepared};
 use crate::observe::time::rfc3339;
-use crate::policy::{Loaded, network};
+use crate::policy::Loaded;
 
 /// What putting a policy in force came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +50,8 @@ impl Applied {
         for change in &self.changes {
             text += &format!("changed: {change}\n");
         }
-        text += &format!("{} is in force: generation {}, {} ms\n", self.file, self.generation, self.milliseconds);
+        text +=
+            &format!("{} is in force: generation {}, {} ms\n", self.file, self.generation, self.milliseconds);
         text
     }
 }
@@ -80,15 +83,16 @@ impl Gateway {
         let saved = state.load()?;
         let loaded = Arc::new(loaded);
         let view = plan::look(&host, &journal).await?;
-        let plan = block_in_place(|| plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new()))?;
+        let plan = block_in_place(|| {
+            plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+        })?;
         let load = LoadOptions::for_flows(loaded.network.flow_table.max_flows);
-        let datapath = block_in_place(|| Datapath::open(&options.pin_dir, &load))?;
+        let datapath = block_in_place(|| open(&options.pin_dir, &load))?;
         for note in datapath.notes() {
             log::warn!("{note}");
         }
         let adopted = datapath.adopted();
-        let started =
-            Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
+        let started = Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
         let (datapath, plan, prepared, world, refused) = match started {
             Ok(started) => started,
             Err(refusal) => {
@@ -111,7 +115,8 @@ impl Gateway {
         reap(&flows, &reaper).context("starting the reaper")?;
         // The mirror has added the world's next hops to the plan's ids.
         let registry = plan.registry.clone();
-        let in_force = InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
+        let in_force =
+            InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
         let shared = Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, orders));
         Ok(Self { shared, world, host, journal, state, ownership, refused, attached })
     }
@@ -138,7 +143,8 @@ impl Gateway {
                 log::warn!("{note}");
             }
             let prepared =
-                hosts::prepare(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal).await?;
+                hosts::prepare(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal)
+                    .await?;
             let view = world::look(host, &plan.choices).await?;
             let Plan { registry, compiled, .. } = &mut plan;
             block_in_place(|| world.mirror(&view, &datapath, registry, &compiled.ownership, state))?;
@@ -148,9 +154,7 @@ impl Gateway {
             let wanted = attach_plan(&plan.choices);
             match block_in_place(|| datapath.attach(&wanted)) {
                 Ok(done) => {
-                    for line in done.describe() {
-                        log::info!("{line}");
-                    }
+                    tell(&done);
                     block_in_place(|| commit(&mut datapath, done, &wanted))?;
                     stale(host, loaded, &plan, journal).await;
                     return Ok((datapath, plan, prepared, world, refused));
@@ -214,8 +218,15 @@ impl Gateway {
         let in_force = self.shared.in_force();
         let reserved = hosts::Ranges::new(in_force.compiled.reserved_ports.iter().copied());
         let (network, links) = (&in_force.loaded.network, &in_force.links);
-        let undone =
-            hosts::unprepare_stale(&self.host, network, links, &in_force.choices, &reserved, &mut self.journal).await;
+        let undone = hosts::unprepare_stale(
+            &self.host,
+            network,
+            links,
+            &in_force.choices,
+            &reserved,
+            &mut self.journal,
+        )
+        .await;
         match undone {
             Ok(report) if !report.is_clean() => warnings.push(report.to_string()),
             Ok(_) => {}
@@ -232,11 +243,17 @@ impl Gateway {
         })
     }
 
-    async fn attempt(&mut self, view: plan::HostView, loaded: &Arc<Loaded>) -> Result<(Plan, Prepared), Refusal> {
+    async fn attempt(
+        &mut self,
+        view: plan::HostView,
+        loaded: &Arc<Loaded>,
+    ) -> Result<(Plan, Prepared), Refusal> {
         let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
         let plan = {
             let registry = self.shared.registry().clone();
-            block_in_place(|| plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused))?
+            block_in_place(|| {
+                plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)
+            })?
         };
         self.state.save(&plan.registry, &plan.compiled.ownership)?;
         let prepared = hosts::prepare(
@@ -265,14 +282,15 @@ impl Gateway {
     fn switch(&self, plan: &Plan) -> anyhow::Result<()> {
         let mut datapath = self.shared.datapath_mut();
         let wanted = attach_plan(&plan.choices);
-        let done = if wanted.hooks().is_subset(&self.attached) { None } else { Some(datapath.attach(&wanted)?) };
+        let done =
+            if wanted.hooks().is_subset(&self.attached) { None } else { Some(datapath.attach(&wanted)?) };
         match datapath.install(&policy_image(plan)) {
             Ok(installed) => {
                 for note in installed.notes {
                     log::warn!("{note}");
                 }
                 if let Some(done) = done {
-                    done.describe().iter().for_each(|line| log::info!("{line}"));
+                    tell(&done);
                     datapath.commit(done)?;
                 }
                 Ok(())
@@ -292,8 +310,11 @@ impl Gateway {
         let reserved = hosts::Ranges::new(in_force.compiled.reserved_ports.iter().copied());
         let (network, links, choices) = (&in_force.loaded.network, &in_force.links, &in_force.choices);
         let undone =
-            hosts::unprepare_stale(&self.host, network, links, choices, &reserved, &mut self.journal).await.map(drop);
-        let again = hosts::prepare(&self.host, network, links, choices, &reserved, &mut self.journal).await.map(drop);
+            hosts::unprepare_stale(&self.host, network, links, choices, &reserved, &mut self.journal)
+                .await
+                .map(drop);
+        let again =
+            hosts::prepare(&self.host, network, links, choices, &reserved, &mut self.journal).await.map(drop);
         let saved = self.state.save(&self.shared.registry(), &self.ownership);
         for error in [undone, again, saved].into_iter().filter_map(Result::err) {
             log::warn!("going back to the policy in force: {error:#}");
@@ -302,7 +323,8 @@ impl Gateway {
 
     fn learn_refusal(&mut self, error: &anyhow::Error, loaded: &Loaded) -> Option<String> {
         let auto = |name: &str| wants_auto(loaded, name);
-        let device = self.shared_devices(loaded).into_iter().find(|name| names_xdp_on(error, name) && auto(name))?;
+        let device =
+            self.shared_devices(loaded).into_iter().find(|name| names_xdp_on(error, name) && auto(name))?;
         self.refused.insert(device.clone(), format!("{:#}", error.root_cause()));
         Some(device)
     }
@@ -332,7 +354,8 @@ impl Gateway {
         let facts = plan::relevant(view.facts.clone(), &in_force.loaded);
         let choices = hosts::choose_hooks_without(&in_force.loaded.network, &view.links, &self.refused)
             .map_err(Refusal::Host)?;
-        let gone = must && in_force.choices.iter().any(|c| !self.attached.iter().any(|(i, _)| *i == c.ifindex));
+        let gone =
+            must && in_force.choices.iter().any(|c| !self.attached.iter().any(|(i, _)| *i == c.ifindex));
         if facts != in_force.facts || choices != in_force.choices || gone {
             self.apply(in_force.file.clone(), Arc::clone(&in_force.loaded)).await?;
             return Ok(true);
@@ -346,6 +369,30 @@ impl Gateway {
             log::info!("changed: {change}");
         }
         Ok(false)
+    }
+}
+
+/// Opens the datapath; waits for a killed daemon that still has the lock of its pins.
+fn open(pins: &Path, load: &LoadOptions) -> anyhow::Result<Datapath> {
+    let until = Instant::now() + DYING;
+    loop {
+        match Datapath::open(pins, load) {
+            Err(error)
+                if error.root_cause().downcast_ref() == Some(&Errno::EWOULDBLOCK)
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Logs what was attached; what was there already is no news.
+fn tell(done: &Attached) {
+    for line in done.describe() {
+        let level = if line.ends_with("already") { log::Level::Debug } else { log::Level::Info };
+        log::log!(level, "{line}");
     }
 }
 
@@ -363,35 +410,13 @@ fn commit(datapath: &mut Datapath, done: Attached, wanted: &AttachPlan) -> anyho
 /// What an earlier daemon changed on the host and this policy does not want.
 async fn stale(host: &Host, loaded: &Loaded, plan: &Plan, journal: &mut Journal) {
     let undone =
-        hosts::unprepare_stale(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal).await;
+        hosts::unprepare_stale(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal)
+            .await;
     match undone {
         Ok(report) if report.is_empty() => {}
-        Ok(report) => log::info!("of an earlier policy: {}", report.to_string().trim_end().replace('\n', "; ")),
+        Ok(report) => {
+            log::info!("of an earlier policy: {}", report.to_string().trim_end().replace('\n', "; "))
+        }
         Err(error) => log::warn!("{error:#}"),
     }
-}
-
-/// The device whose driver refused the XDP program, if the policy leaves the hook to us.
-fn refused_xdp(
-    error: &anyhow::Error,
-    plan: &Plan,
-    loaded: &Loaded,
-    refused: &BTreeMap<String, String>,
-) -> Option<String> {
-    let xdp = plan.choices.iter().filter(|choice| choice.hook == AttachedHook::Xdp);
-    let mut names = xdp.map(|choice| &choice.name).filter(|name| !refused.contains_key(*name));
-    names.find(|name| names_xdp_on(error, name) && wants_auto(loaded, name)).cloned()
-}
-
-/// Is this the datapath's error about XDP on that device?
-fn names_xdp_on(error: &anyhow::Error, device: &str) -> bool {
-    let text = format!("attaching pc_xdp on {device} (xdp)");
-    error.chain().any(|cause| cause.to_string() == text)
-}
-
-fn wants_auto(loaded: &Loaded, device: &str) -> bool {
-    let uplinks = loaded.network.uplinks.iter().filter(|uplink| uplink.device == device).map(|uplink| uplink.hook);
-    let guests =
-        loaded.network.interfaces.iter().filter(|interface| interface.device == device).map(|interface| interface.hook);
-    uplinks.chain(guests).all(|hook| hook == network::Hook::Auto)
 }

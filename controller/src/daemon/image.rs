@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use portcullis_common::layout::{
-    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, NextHop,
-};
+use portcullis_common::layout::{HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, NextHop};
 
 use super::plan::Plan;
 use crate::compile::GuestHop;

@@ -187,15 +187,22 @@ fn note(pending: &mut Pending, gateway: &mut Gateway, event: &HostEvent) {
 
 async fn host_changed(gateway: &mut Gateway, devices: bool, gone: bool) {
     if devices {
-        match gateway.devices_changed(gone).await {
+        let outcome = gateway.devices_changed(gone).await;
+        if outcome.is_ok() {
+            gateway.shared.devices_are_right();
+        }
+        match outcome {
             Ok(true) => {
                 let generation = gateway.shared.in_force().compiled.generation;
                 log::info!("devices or addresses of this host changed: generation {generation} is in force");
             }
             Ok(false) => {}
             Err(refusal) => {
-                log::error!("devices of this host changed and the policy could not follow: {}", refusal.message());
-                trouble(gateway, &refusal);
+                log::error!(
+                    "devices of this host changed and the policy could not follow: {}",
+                    refusal.message()
+                );
+                trouble(gateway, &refusal, true);
             }
         }
     }
@@ -214,7 +221,12 @@ async fn load_and_apply(gateway: &mut Gateway, file: PathBuf) -> Result<Applied,
             for warning in &applied.warnings {
                 log::warn!("{warning}");
             }
-            log::info!("{} is in force: generation {}, {} ms", applied.file, applied.generation, applied.milliseconds);
+            log::info!(
+                "{} is in force: generation {}, {} ms",
+                applied.file,
+                applied.generation,
+                applied.milliseconds
+            );
             gateway.shared.set_trouble(None);
         }
         Err(refusal) => {
@@ -222,7 +234,7 @@ async fn load_and_apply(gateway: &mut Gateway, file: PathBuf) -> Result<Applied,
                 log::error!("{}", rendered.trim_end());
             }
             log::error!("{}; the policy before stays in force", refusal.message());
-            trouble(gateway, refusal);
+            trouble(gateway, refusal, false);
         }
     }
     outcome
@@ -233,8 +245,9 @@ async fn reload(gateway: &mut Gateway, file: PathBuf) {
     let _ = load_and_apply(gateway, file).await;
 }
 
-fn trouble(gateway: &Gateway, refusal: &Refusal) {
-    let trouble = Trouble { at: SystemTime::now(), message: refusal.message(), rendered: refusal.rendered() };
+fn trouble(gateway: &Gateway, refusal: &Refusal, devices: bool) {
+    let trouble =
+        Trouble { devices, at: SystemTime::now(), message: refusal.message(), rendered: refusal.rendered() };
     gateway.shared.set_trouble(Some(trouble));
 }
 

@@ -17,6 +17,7 @@ mod image;
 mod life;
 mod plan;
 mod policy_file;
+mod refusals;
 pub mod shared;
 mod state;
 mod world;
@@ -128,7 +129,9 @@ fn start(mut options: Options) -> Result<(), Refusal> {
         log::warn!("{}", loaded.warnings.render(false).trim_end());
     }
     if !nix::unistd::geteuid().is_root() {
-        return Err(anyhow::anyhow!("the gateway needs root to load programs and change devices: use sudo").into());
+        return Err(
+            anyhow::anyhow!("the gateway needs root to load programs and change devices: use sudo").into()
+        );
     }
     options.policy = std::path::absolute(&options.policy).context("the policy's path")?;
     let state = state::StateDir::open(&options.state_dir)?;

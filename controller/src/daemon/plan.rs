@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::{Context as _, anyhow};
 
 use super::Refusal;
-use crate::compile::{self, Compiled, CompileError, DeviceFacts, HostFacts, Ownership, Registry};
+use crate::compile::{self, CompileError, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
 use crate::hosts::{self, DeviceChoice, Host, HostChange, Journal, Links, Ranges};
 use crate::policy::{Diagnostics, Loaded};
 
@@ -121,7 +121,9 @@ pub fn renumber(compiled: &mut Compiled, generation: u32) -> anyhow::Result<()> 
     compiled.generation = generation;
     let image = compile::lookup::Image { pages: &compiled.pages };
     if image.header().generation != generation {
-        return Err(anyhow!("the header of the compiled policy begins with something else than its generation"));
+        return Err(anyhow!(
+            "the header of the compiled policy begins with something else than its generation"
+        ));
     }
     Ok(())
 }

@@ -39,6 +39,8 @@ pub struct InForce {
     rules: HashMap<u32, usize>,
     /// Endpoint of each guest's next hop.
     hops: HashMap<u16, usize>,
+    /// Interface and configuration in the policy of each endpoint.
+    places: Vec<(usize, usize)>,
 }
 
 /// One address of one guest, as the tables number them.
@@ -51,6 +53,8 @@ pub struct Guest<'a> {
     /// `vm1`
     pub interface: &'a str,
     pub device: &'a str,
+    /// Interface and configuration in the policy.
+    pub place: (usize, usize),
     pub address: Ipv4Addr,
     pub endpoint: Endpoint,
 }
@@ -68,7 +72,31 @@ impl InForce {
         let rules = compiled.rules.iter().enumerate().map(|(i, rule)| (rule.id, i)).collect();
         let hops = compiled.guest_hops.iter().enumerate().map(|(i, hop)| (hop.index, i)).collect();
         let applied_at = SystemTime::now();
-        Self { file, loaded, compiled, facts, links, choices, applied_at, warnings, waiting, rules, hops }
+        // The compiler numbers the IPv4 configurations in the policy's order; its names say the same once more.
+        let places = loaded
+            .network
+            .interfaces
+            .iter()
+            .enumerate()
+            .flat_map(|(i, interface)| {
+                let configurations = interface.addresses.iter().enumerate();
+                configurations.filter(|(_, c)| c.address.is_ipv4()).map(move |(c, _)| (i, c))
+            })
+            .collect();
+        Self {
+            file,
+            loaded,
+            compiled,
+            facts,
+            links,
+            choices,
+            applied_at,
+            warnings,
+            waiting,
+            rules,
+            hops,
+            places,
+        }
     }
 
     /// The tables' image.
@@ -84,12 +112,19 @@ impl InForce {
     /// The guest with this endpoint number.
     pub fn guest(&self, number: usize) -> Option<Guest<'_>> {
         let name = self.compiled.members.get(number)?;
-        let (interface, _) = name.rsplit_once('/').unwrap_or((name, ""));
-        let known = self.loaded.network.interfaces.iter().find(|i| i.name == interface);
+        let place = *self.places.get(number)?;
+        let interface = self.loaded.network.interfaces.get(place.0)?;
         let endpoint = self.image().endpoint(number as u32);
         let address = Ipv4Addr::from(endpoint.address.to_ne_bytes());
-        let device = known.map_or("", |interface| interface.device.as_str());
-        Some(Guest { number, name, interface, device, address, endpoint })
+        Some(Guest {
+            number,
+            name,
+            interface: &interface.name,
+            device: &interface.device,
+            place,
+            address,
+            endpoint,
+        })
     }
 
     /// All guests, in the order of their numbers.
@@ -114,7 +149,8 @@ impl InForce {
 
     /// The device with this index, by name.
     pub fn device_name(&self, ifindex: u32) -> String {
-        let choice = self.choices.iter().find(|choice| choice.ifindex == ifindex).map(|choice| choice.name.clone());
+        let choice =
+            self.choices.iter().find(|choice| choice.ifindex == ifindex).map(|choice| choice.name.clone());
         let link = || self.links.by_index(ifindex).map(|link| link.name.clone());
         choice.or_else(link).unwrap_or_else(|| format!("#{ifindex}"))
     }
@@ -157,6 +193,8 @@ pub fn short(name: &str) -> &str {
 /// What went wrong last.
 #[derive(Debug, Clone)]
 pub struct Trouble {
+    /// Is it about devices of this host? Then it ends when they are right again; else with the next policy.
+    pub devices: bool,
     pub at: SystemTime,
     pub message: String,
     /// With carets, if it is about the policy.
@@ -191,8 +229,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nothing in here is written in parts, so a panicked holder leaves nothing broken.
-    #[expect(clippy::too_many_arguments, reason = "made in one place, the fields in their order")]
+    /// Nothing behind these locks is written in parts, so a holder that panicked leaves nothing broken.
     pub fn new(
         options: Options,
         datapath: Datapath,
@@ -260,5 +297,10 @@ impl Shared {
     /// Something went wrong, or (`None`) is right again.
     pub fn set_trouble(&self, trouble: Option<Trouble>) {
         *self.trouble_guard() = trouble;
+    }
+
+    /// The devices of this host are what the policy wants.
+    pub fn devices_are_right(&self) {
+        self.trouble_guard().take_if(|trouble| trouble.devices);
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -27,6 +28,9 @@ pub const FILE: &str = "state.json";
 /// The lock's; it holds the daemon's process id.
 pub const LOCK: &str = "lock";
 
+/// A killed process has its locks until the kernel is done with it.
+pub const DYING: Duration = Duration::from_secs(3);
+
 /// The state directory, locked: one daemon at a time, and none while `down` works.
 #[derive(Debug)]
 pub struct StateDir {
@@ -46,7 +50,13 @@ impl StateDir {
             .create(directory)
             .with_context(|| format!("making {}", directory.display()))?;
         let path = directory.join(LOCK);
-        let Some(mut lock) = try_lock(&path)? else {
+        let until = Instant::now() + DYING;
+        let mut locked = try_lock(&path)?;
+        while locked.is_none() && holder(&path).is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+            locked = try_lock(&path)?;
+        }
+        let Some(mut lock) = locked else {
             let holder = holder(&path).map_or_else(String::new, |pid| format!(" (process {pid})"));
             bail!(
                 "{} is locked by another portcullis{holder}: stop it with `portcullis down`, or use another \

@@ -81,7 +81,8 @@ impl World {
 
     /// Routers whose hardware address wants asking for: unknown, or not confirmed for a while.
     pub fn doubtful(&self, view: &View) -> Vec<(u32, Ipv4Addr)> {
-        let fresh = |router: &&(u32, Ipv4Addr)| view.neighbours.get(*router).is_some_and(|n| n.state.is_fresh());
+        let fresh =
+            |router: &&(u32, Ipv4Addr)| view.neighbours.get(*router).is_some_and(|n| n.state.is_fresh());
         self.routers.iter().filter(|router| !fresh(router)).copied().collect()
     }
 
@@ -97,16 +98,16 @@ impl World {
         let before = registry.clone();
         let mut hops: BTreeMap<u16, NextHop> = BTreeMap::new();
         let mut routes: BTreeMap<(Ipv4Addr, u8), u32> = BTreeMap::new();
-        let mut used: BTreeSet<String> = BTreeSet::new();
         self.routers.clear();
         for route in &view.routes.uplinks {
-            let Some(uplink) = view.uplinks.iter().find(|uplink| uplink.ifindex == route.ifindex) else { continue };
+            let Some(uplink) = view.uplinks.iter().find(|uplink| uplink.ifindex == route.ifindex) else {
+                continue;
+            };
             let key = match route.gateway {
                 Some(gateway) => format!("world:{}/{gateway}", uplink.name),
                 None => format!("world:{}/onlink", uplink.name),
             };
             let index = registry.next_hop(&key)?;
-            used.insert(key);
             routes.insert((route.prefix.network(), route.prefix.prefix_len()), u32::from(index));
             if let Some(gateway) = route.gateway {
                 self.routers.insert((uplink.ifindex, gateway));
@@ -117,14 +118,14 @@ impl World {
         for hole in &view.routes.elsewhere {
             routes.insert((hole.prefix.network(), hole.prefix.prefix_len()), 0);
         }
-        let gone: Vec<(u16, String)> = registry
-            .next_hops()
-            .filter(|(_, key)| key.starts_with("world:") && !used.contains(*key))
-            .map(|(index, key)| (index, key.to_owned()))
-            .collect();
-        for (index, key) in gone {
-            registry.release_next_hop(&key);
-            hops.insert(index, view.abandoned(&key));
+        // Not by the registry, which forgets: live flows may refer to one that was given up long ago, and its device may
+        // have been replaced since.
+        for (index, hop) in datapath.next_hops()? {
+            if hop.kind == HOP_WORLD && !hops.contains_key(&index) {
+                let key = registry.next_hop_key(index).unwrap_or_default().to_owned();
+                registry.release_next_hop(&key);
+                hops.insert(index, view.abandoned(&key));
+            }
         }
         if *registry != before {
             state.save(registry, ownership)?;
@@ -137,7 +138,11 @@ impl World {
         self.write_routes(datapath, routes)
     }
 
-    fn write_routes(&mut self, datapath: &Datapath, mut wanted: BTreeMap<(Ipv4Addr, u8), u32>) -> anyhow::Result<()> {
+    fn write_routes(
+        &mut self,
+        datapath: &Datapath,
+        mut wanted: BTreeMap<(Ipv4Addr, u8), u32>,
+    ) -> anyhow::Result<()> {
         if wanted.len() > MAX_ROUTES {
             if !std::mem::replace(&mut self.too_many, true) {
                 log::warn!(
@@ -195,11 +200,9 @@ impl View {
     fn abandoned(&self, key: &str) -> NextHop {
         let device = key.trim_start_matches("world:").rsplit_once('/').map_or("", |(device, _)| device);
         let default = self.routes.uplinks.iter().find(|route| route.prefix.prefix_len() == 0);
-        let uplink = self
-            .uplinks
-            .iter()
-            .find(|uplink| uplink.name == device)
-            .or_else(|| self.uplinks.iter().find(|uplink| default.is_some_and(|d| d.ifindex == uplink.ifindex)));
+        let uplink = self.uplinks.iter().find(|uplink| uplink.name == device).or_else(|| {
+            self.uplinks.iter().find(|uplink| default.is_some_and(|d| d.ifindex == uplink.ifindex))
+        });
         uplink.map_or_else(NextHop::default, |uplink| self.hop(uplink, None))
     }
 }
@@ -215,8 +218,9 @@ pub async fn refresh(
     let in_force: std::sync::Arc<InForce> = shared.in_force();
     let view = look(host, &in_force.choices).await?;
     let mut registry = shared.registry().clone();
-    let mirrored =
-        tokio::task::block_in_place(|| world.mirror(&view, &shared.datapath(), &mut registry, ownership, state));
+    let mirrored = tokio::task::block_in_place(|| {
+        world.mirror(&view, &shared.datapath(), &mut registry, ownership, state)
+    });
     // Also after an error: an id that is on disk must not be given to another.
     shared.set_registry(registry);
     mirrored?;

@@ -277,7 +277,7 @@ fn fill_stages(ebpf: &mut Ebpf, pins: &Pins, number: u32) -> anyhow::Result<()> 
             })
             .collect::<anyhow::Result<_>>()?;
         let array = ebpf.map_mut(map).with_context(|| format!("the kernel object has no map {map}"))?;
-        let mut array: ProgramArray<&mut MapData> = array.try_into().with_context(|| format!("{map}"))?;
+        let mut array: ProgramArray<&mut MapData> = array.try_into().context(map)?;
         for (name, index, fd) in stages {
             array.set(index, &fd, 0).with_context(|| format!("setting {map}[{index}] to {name}"))?;
         }

@@ -4,6 +4,6 @@ mod list;
 mod reaper;
 mod snat;
 
-pub use list::{FlowList, list};
+pub use list::{Flow, FlowList, address, list, live, no_guest, protocol_name};
 pub use reaper::{ReaperCounts, ReaperReport, reap};
 pub use snat::{SnatUse, snat};

@@ -87,7 +87,8 @@ mod tests {
         }
         let latest = log.latest();
         assert_eq!((latest.len(), latest[0].tick, latest[KEPT - 1].tick), (KEPT, KEPT as u32 + 9, 10));
-        let exhausted = Event { reason: Reason::SnatExhausted as u8, network: 3, source: 4, ..Event::default() };
+        let exhausted =
+            Event { reason: Reason::SnatExhausted as u8, network: 3, source: 4, ..Event::default() };
         log.note(exhausted);
         log.note(exhausted);
         assert_eq!((log.exhausted(3, 4), log.exhausted(3, 5)), (2, 0));

@@ -1,8 +1,304 @@
-//! Not answered yet.
+//! `status`: what is in force, where it is attached, how it is doing.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use portcullis_common::clock::passed;
+use portcullis_common::layout::{
+    BUCKET_SLOTS, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, NextHop,
+};
 use serde::{Deserialize, Serialize};
+
+use super::time::{rfc3339, seconds};
 use crate::api::Failure;
-use crate::daemon::Shared;
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {}
-impl Status { pub fn text(&self) -> String { String::new() } }
-pub fn status(_: &Shared) -> Result<Status, Failure> { Ok(Status {}) }
+use crate::compile::Registry;
+use crate::daemon::{InForce, Shared};
+use crate::datapath::{HookState, ProgramInfo, now_tick};
+use crate::flows::{ReaperReport, address, live};
+use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
+
+use super::drops::{Lost, losses};
+
+#[path = "status_text.rs"]
+mod text;
+
+/// How the gateway is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub started_at: String,
+    pub uptime_seconds: u64,
+    pub policy_file: String,
+    pub generation: u32,
+    pub applied_at: String,
+    /// Did this daemon take over a datapath that was running?
+    pub adopted: bool,
+    /// Why the last change did not come into force; `null` when all is well.
+    pub last_error: Option<LastError>,
+    pub devices: Vec<Device>,
+    /// Devices the policy names that do not exist (yet).
+    pub missing_devices: Vec<String>,
+    pub next_hops: Vec<Hop>,
+    pub routes: usize,
+    pub flows: FlowUse,
+    pub reaper: ReaperReport,
+    /// What the kernel lost after a redirect by XDP; its tracepoints tell of the whole machine.
+    pub lost: Vec<Lost>,
+    /// Other firewalls on this host, which forwarded packets bypass.
+    pub firewalls: Vec<OtherFirewall>,
+    pub warnings: Vec<String>,
+    pub memory: Memory,
+    /// The programs of this daemon's load.
+    pub programs: Vec<Program>,
+}
+
+/// What went wrong last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastError {
+    pub at: String,
+    pub message: String,
+    /// With carets, if it is about the policy file.
+    pub details: Option<String>,
+}
+
+/// A device with programs of ours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    pub name: String,
+    pub ifindex: u32,
+    /// `guest` or `uplink`.
+    pub role: String,
+    /// What was chosen: `xdp` or `tc`.
+    pub hook: String,
+    pub why: String,
+    pub warning: Option<String>,
+    /// Do frames that XDP redirects into it arrive?
+    pub xdp_redirect: bool,
+    /// What the kernel says is attached.
+    pub programs: Vec<Attachment>,
+}
+
+/// A program on a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// `xdp`, `ingress` or `egress`.
+    pub hook: String,
+    /// `link` or `netlink`.
+    pub kind: String,
+    pub program: String,
+    pub program_id: u32,
+    /// Runs since it was loaded; `null` while the kernel does not count (`sysctl kernel.bpf_stats_enabled`).
+    pub run_count: Option<u64>,
+    /// Every program at this hook in the order they run.
+    pub chain: Vec<u32>,
+}
+
+/// A program of this load.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Program {
+    pub name: String,
+    pub id: u32,
+    pub verified_instructions: Option<u32>,
+    pub run_count: u64,
+    pub run_milliseconds: u64,
+}
+
+/// A next hop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hop {
+    pub index: u16,
+    /// `guest:vm1/ipconfig1`, `world:eth0/192.0.2.1`
+    pub name: String,
+    /// `guest`, `world` or `host`.
+    pub kind: String,
+    pub device: String,
+    /// The guest's address, or the router's; 0.0.0.0 where every destination is its own next hop.
+    pub address: Ipv4Addr,
+    /// `null` while it is not known.
+    pub mac: Option<String>,
+    pub resolved: bool,
+    /// The policy says the hardware address.
+    pub pinned: bool,
+    /// XDP may redirect there.
+    pub xdp: bool,
+    /// Seconds for which XDP goes on trusting the hardware address; `null` is for ever, or not at all.
+    pub fresh_seconds: Option<f64>,
+}
+
+/// The flow table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowUse {
+    pub live: u64,
+    /// Flows it was made for.
+    pub capacity: u64,
+    /// Half-records there is room for.
+    pub slots: u64,
+}
+
+/// Another firewall.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OtherFirewall {
+    pub name: String,
+    pub evidence: String,
+}
+
+/// Bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    /// This process, the flow table included once it has been read.
+    pub resident_bytes: u64,
+    /// The policy's tables in the kernel, about.
+    pub policy_bytes: u64,
+    pub flow_table_bytes: u64,
+}
+
+/// Asks everybody.
+pub fn status(shared: &Shared) -> Result<Status, Failure> {
+    let in_force = shared.in_force();
+    let registry = shared.registry().clone();
+    let now = now_tick();
+    let datapath = shared.datapath();
+    let (hooks, programs, hops) = (datapath.hooks()?, datapath.program_info()?, datapath.next_hops()?);
+    let (routes, lost, generation) = (datapath.routes()?.len(), datapath.lost()?, datapath.generation());
+    let buckets = u64::from(datapath.flow_buckets());
+    drop(datapath);
+    let slots = buckets * BUCKET_SLOTS as u64;
+    let trouble = shared.trouble();
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: rfc3339(shared.started_at),
+        uptime_seconds: shared.started.elapsed().as_secs(),
+        policy_file: in_force.file.display().to_string(),
+        generation,
+        applied_at: rfc3339(in_force.applied_at),
+        adopted: shared.adopted,
+        last_error: trouble.map(|trouble| LastError {
+            at: rfc3339(trouble.at),
+            message: trouble.message,
+            details: trouble.rendered,
+        }),
+        devices: in_force.choices.iter().map(|choice| device(choice, &hooks, &programs)).collect(),
+        missing_devices: in_force.compiled.missing_devices.clone(),
+        next_hops: hops.iter().map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now)).collect(),
+        routes,
+        flows: FlowUse { live: live(&shared.flows, now).count() as u64, capacity: slots / 4, slots },
+        reaper: shared.reaper.report(),
+        lost: losses(&lost, true),
+        firewalls: firewalls(&in_force.links)
+            .into_iter()
+            .map(|found| OtherFirewall { name: found.name.to_owned(), evidence: found.evidence })
+            .collect(),
+        warnings: warnings(&in_force),
+        memory: Memory {
+            resident_bytes: resident(),
+            policy_bytes: in_force.compiled.memory_bytes as u64,
+            flow_table_bytes: slots * 64,
+        },
+        programs: programs.into_iter().map(program).collect(),
+    })
+}
+
+fn device(choice: &DeviceChoice, hooks: &[HookState], programs: &[ProgramInfo]) -> Device {
+    let counts: HashMap<u32, u64> = programs.iter().map(|program| (program.id, program.run_count)).collect();
+    let ours = hooks.iter().filter(|state| state.ifindex == choice.ifindex && !state.dead);
+    let attached = ours.map(|state| Attachment {
+        hook: state.hook.label().to_owned(),
+        kind: state.kind.to_owned(),
+        program: state.program.clone(),
+        program_id: state.program_id,
+        run_count: counts.get(&state.program_id).copied().filter(|runs| *runs != 0),
+        chain: state.chain.clone(),
+    });
+    Device {
+        name: choice.name.clone(),
+        ifindex: choice.ifindex,
+        role: match choice.role {
+            DeviceRole::Guest => "guest",
+            DeviceRole::Uplink => "uplink",
+        }
+        .to_owned(),
+        hook: choice.hook.to_string(),
+        why: choice.why.clone(),
+        warning: choice.warning.clone(),
+        xdp_redirect: choice.xdp_redirect_ok,
+        programs: attached.collect(),
+    }
+}
+
+fn program(info: ProgramInfo) -> Program {
+    Program {
+        name: info.name,
+        id: info.id,
+        verified_instructions: info.verified_instructions,
+        run_count: info.run_count,
+        run_milliseconds: Duration::as_millis(&info.run_time) as u64,
+    }
+}
+
+fn next_hop(in_force: &InForce, registry: &Registry, index: u16, hop: &NextHop, now: u32) -> Hop {
+    let resolved = hop.flags & HOP_FLAG_RESOLVED != 0;
+    let fresh = if passed(hop.fresh_until, now) { 0 } else { hop.fresh_until.wrapping_sub(now) };
+    Hop {
+        index,
+        name: match hop.kind {
+            HOP_HOST => "host".to_owned(),
+            _ => registry.next_hop_key(index).unwrap_or("?").to_owned(),
+        },
+        kind: match hop.kind {
+            HOP_HOST => "host",
+            HOP_GUEST => "guest",
+            HOP_WORLD => "world",
+            _ => "none",
+        }
+        .to_owned(),
+        device: if hop.ifindex == 0 { String::new() } else { in_force.device_name(hop.ifindex) },
+        address: address(hop.address),
+        mac: resolved.then(|| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
+        resolved,
+        pinned: hop.flags & HOP_FLAG_PINNED != 0,
+        xdp: hop.flags & HOP_FLAG_XDP != 0,
+        fresh_seconds: (resolved && hop.fresh_until != 0).then(|| seconds(fresh)),
+    }
+}
+
+/// Everything the operator was told in the log and may have missed.
+fn warnings(in_force: &InForce) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
+    if !in_force.loaded.warnings.is_empty() {
+        let (_, count) = in_force.loaded.warnings.counts();
+        warnings.push(format!("{} has {count} warnings: see `portcullis check`", in_force.file.display()));
+    }
+    warnings.extend(in_force.choices.iter().filter_map(|choice| choice.warning.clone()));
+    warnings.extend(in_force.warnings.iter().cloned());
+    warnings.extend(in_force.waiting.iter().map(|device| format!("waiting for device {device}")));
+    // Told apart by source address only, such guests reach each other without passing here (design §2).
+    let mut guests: HashMap<&str, usize> = HashMap::new();
+    for interface in &in_force.loaded.network.interfaces {
+        *guests.entry(interface.device.as_str()).or_default() += 1;
+    }
+    let mut shared: Vec<_> = guests.into_iter().filter(|(_, guests)| *guests > 1).collect();
+    shared.sort_unstable();
+    warnings.extend(shared.into_iter().map(|(device, guests)| {
+        format!("{guests} network interfaces share device {device}: they can reach and impersonate each other unseen")
+    }));
+    warnings
+}
+
+/// Resident memory of this process.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    // SAFETY: asks a number of the C library.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages * u64::try_from(page).unwrap_or(4096)
+}

@@ -37,7 +37,7 @@ struct Rule {
     pool: Option<Text>,
     protocol: Option<At<TransportProtocol>>,
     ports: Option<At<u32>>,
-    idle_minutes: u32,
+    idle_minutes: Option<u32>,
 }
 
 /// Reads `loadBalancers`.
@@ -98,7 +98,7 @@ fn read_rule(node: &Node<'_>, problems: &mut Problems) -> Option<Rule> {
             .error(reset.span, "`enableTcpReset: true` is not available yet: idle flows end silently")
             .help("write `enableTcpReset: false` or leave it out");
     }
-    let idle_minutes = idle.map_or(*IDLE_MINUTES.start(), |idle| idle.value);
+    let idle_minutes = idle.map(|idle| idle.value);
     Some(Rule { name, frontends, pool, protocol, ports, idle_minutes })
 }
 
@@ -286,7 +286,7 @@ fn resolve_rule(
         pool: pool?,
         protocol: rule.protocol.as_ref()?.value,
         allocated_outbound_ports: rule.ports.as_ref().map_or(0, |ports| ports.value),
-        idle_timeout_seconds: rule.idle_minutes * 60,
+        idle_timeout_seconds: rule.idle_minutes.map(|minutes| minutes * 60),
     };
     complete.then_some((resolved, rule_place))
 }

@@ -173,8 +173,8 @@ pub struct OutboundRule {
     pub protocol: TransportProtocol,
     /// Ports per member; 0 asks for the tier of the pool's size.
     pub allocated_outbound_ports: u32,
-    /// 240..=7200.
-    pub idle_timeout_seconds: u32,
+    /// 240..=7200; `None`: `timeouts` of the policy hold.
+    pub idle_timeout_seconds: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

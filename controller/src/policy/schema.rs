@@ -294,7 +294,7 @@ struct OutboundRule {
     /// Ports per member, a multiple of 8; 0 (default) for Azure's tiers by the size of the pool: 1,024 for up to 50.
     #[schemars(extend("multipleOf" = 8))]
     allocated_outbound_ports: Option<u32>,
-    /// Minutes after which an idle flow ends: 4 (default) to 120.
+    /// Minutes after which an idle TCP or UDP flow ends: 4 to 120. Left out, `timeouts` hold (which are 4 minutes too).
     #[schemars(range(min = 4, max = 120))]
     idle_timeout_in_minutes: Option<u32>,
     /// Not available yet: only false is accepted.

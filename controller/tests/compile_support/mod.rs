@@ -129,7 +129,7 @@ pub fn network(members: usize) -> Network {
                 pool: 0,
                 protocol: TransportProtocol::All,
                 allocated_outbound_ports: 0,
-                idle_timeout_seconds: 240,
+                idle_timeout_seconds: Some(240),
             }],
         }],
         uplinks: vec![Uplink { device: "eth0".into(), hook: Hook::Auto, reserve_host_ports: false }],

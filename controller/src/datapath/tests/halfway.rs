@@ -154,3 +154,35 @@ fn an_attach_that_fails_half_way_undoes_itself_whichever_call_fails() {
         );
     });
 }
+
+#[test]
+fn an_open_that_fails_leaves_no_new_datapath_and_keeps_an_old_one() {
+    in_a_place_of_its_own(|place| {
+        let options = LoadOptions { flow_buckets: 8, ..LoadOptions::default() };
+        let try_each = |adopts: bool| {
+            // Every load takes a while; a sample of the calls will do.
+            for n in (1..).step_by(7) {
+                fail_nth(n);
+                let outcome = Datapath::open(&place.pins(), &options);
+                let struck = struck();
+                match outcome {
+                    Err(error) => {
+                        assert!(struck, "{error:#}");
+                        assert_eq!(place.pins().exists(), adopts, "call {n}: {error:#}");
+                    }
+                    Ok(datapath) => {
+                        assert!(!struck, "call {n} went unnoticed");
+                        assert_eq!(datapath.adopted(), adopts);
+                        return datapath;
+                    }
+                }
+            }
+            unreachable!()
+        };
+        let mut first = try_each(false);
+        first.install(&image(1)).expect("installs");
+        let before = state(&first);
+        drop(first);
+        assert_eq!(state(&try_each(true)), before);
+    });
+}

@@ -1,0 +1,92 @@
+//! The engine's tables on the host, filled with the policy in force and what the datapath knows of next hops.
+
+use std::net::Ipv4Addr;
+
+use portcullis_common::engine::host::{HostEnv, HostPolicy};
+use portcullis_common::layout::{DEVICE_GUEST, Device, HOP_FLAG_RESOLVED, HOP_GUEST, NextHop};
+
+use super::ends::{End, Ends};
+use crate::daemon::{InForce, Shared};
+use crate::datapath::now_tick;
+
+/// Buckets of the flow table; it begins empty, so that the question is about a new flow.
+const BUCKETS: u32 = 64;
+
+/// Hardware address of a guest that was not heard of yet.
+const SOME_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+
+/// Fills the tables. Also: the hardware address the packet has to come from.
+pub fn environment(
+    shared: &Shared,
+    in_force: &InForce,
+    ends: &Ends<'_>,
+) -> anyhow::Result<(HostEnv, [u8; 6])> {
+    let compiled = &in_force.compiled;
+    let parity = compiled.generation & 1;
+    // The seed only picks the example of a port.
+    let mut env = HostEnv::new(BUCKETS, [0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908]);
+    env.control.generation = compiled.generation;
+    env.control.settings[parity as usize] = compiled.settings;
+    env.set_now(now_tick());
+    let mut policy = HostPolicy { pages: compiled.pages.clone(), ..HostPolicy::default() };
+    for &(length, address, class) in &compiled.prefixes {
+        policy.prefixes.insert(length, u32::from_be_bytes(address), class);
+    }
+    for &(network, length, address) in &compiled.spaces {
+        policy.spaces.entry(network).or_default().insert(length, u32::from_be_bytes(address), ());
+    }
+    policy.endpoints.extend(compiled.endpoints.iter().copied());
+    env.policy[parity as usize] = policy;
+    for device in &compiled.devices {
+        env.set_device(parity, *device);
+    }
+    let (hops, routes) = {
+        let datapath = shared.datapath();
+        (datapath.next_hops()?, datapath.routes()?)
+    };
+    for (index, hop) in &hops {
+        env.set_next_hop(*index, *hop);
+    }
+    for route in &routes {
+        env.routes.insert(route.prefix_length, u32::from(route.destination), route.next_hop);
+    }
+    let mac = the_guest(&mut env, in_force, ends, parity, &hops);
+    Ok((env, mac))
+}
+
+/// Makes sure that the guest at the packet's end is there: its device, and a hardware address.
+fn the_guest(
+    env: &mut HostEnv,
+    in_force: &InForce,
+    ends: &Ends<'_>,
+    parity: u32,
+    hops: &[(u16, NextHop)],
+) -> [u8; 6] {
+    if ends.missing_device.is_some() {
+        env.set_device(
+            parity,
+            Device {
+                ifindex: ends.ifindex,
+                kind: DEVICE_GUEST,
+                network: ends.network,
+                mac: SOME_MAC,
+                ..Device::default()
+            },
+        );
+    }
+    let End::Guest(guest) = &ends.from else { return SOME_MAC };
+    let index = guest.endpoint.next_hop;
+    let known = hops.iter().find(|(known, _)| *known == index).map(|(_, hop)| *hop);
+    let mut hop = known.filter(|hop| hop.ifindex == ends.ifindex).unwrap_or_default();
+    let resolved = hop.flags & HOP_FLAG_RESOLVED != 0;
+    if !resolved {
+        let pinned = in_force.compiled.guest_hops.get(guest.number).and_then(|hop| hop.mac);
+        hop.mac = pinned.unwrap_or(SOME_MAC);
+        hop.flags |= HOP_FLAG_RESOLVED;
+    }
+    hop.ifindex = ends.ifindex;
+    hop.kind = HOP_GUEST;
+    hop.address = u32::from_ne_bytes(Ipv4Addr::octets(&guest.address));
+    env.set_next_hop(index, hop);
+    hop.mac
+}

@@ -1,0 +1,182 @@
+//! `status` for people.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::Status;
+use crate::cli::table::Table;
+use crate::observe::time::{bytes, span};
+
+impl Status {
+    /// For people: what is wrong first, then what is.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some(error) = &self.last_error {
+            let _ = writeln!(text, "ERROR since {}: {}", error.at, error.message);
+            if let Some(details) = &error.details {
+                text.push_str(details);
+            }
+            text.push('\n');
+        }
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<12}{value}");
+        };
+        line(
+            "portcullis",
+            format!(
+                "{}, process {}, up {}",
+                self.version,
+                self.pid,
+                span(Duration::from_secs(self.uptime_seconds))
+            ),
+        );
+        line(
+            "policy",
+            format!("{}, generation {}, since {}", self.policy_file, self.generation, self.applied_at),
+        );
+        line("flows", format!("{} live, made for {}", self.flows.live, self.flows.capacity));
+        line(
+            "memory",
+            format!(
+                "policy {}, flow table {}, daemon {}",
+                bytes(self.memory.policy_bytes),
+                bytes(self.memory.flow_table_bytes),
+                bytes(self.memory.resident_bytes)
+            ),
+        );
+        let lost: u64 = self.lost.iter().map(|lost| lost.packets).sum();
+        line("lost", format!("{lost} packets by the kernel after a redirect, on the whole machine"));
+        for firewall in &self.firewalls {
+            line(
+                "warning",
+                format!("{} is here ({}); forwarded packets bypass it", firewall.name, firewall.evidence),
+            );
+        }
+        for warning in &self.warnings {
+            line("warning", warning.trim_end().replace('\n', "; "));
+        }
+        for device in &self.missing_devices {
+            line("missing", format!("device {device}: its guests are served as soon as it exists"));
+        }
+        text.push('\n');
+        text.push_str(&self.device_table());
+        text.push('\n');
+        text.push_str(&self.hop_table());
+        text
+    }
+
+    fn device_table(&self) -> String {
+        let mut table = Table::new(&["DEVICE", "ROLE", "HOOK", "ATTACHED", "WHY"]);
+        for device in &self.devices {
+            let attached: Vec<String> = device
+                .programs
+                .iter()
+                .map(|program| {
+                    let name = if program.program.is_empty() { &program.kind } else { &program.program };
+                    let runs = program.run_count.map_or_else(String::new, |runs| format!(" x{runs}"));
+                    format!("{}:{name}#{}{runs}", program.hook, program.program_id)
+                })
+                .collect();
+            let attached = if attached.is_empty() { "NOTHING".to_owned() } else { attached.join(" ") };
+            table.row([
+                device.name.clone(),
+                device.role.clone(),
+                device.hook.clone(),
+                attached,
+                device.why.clone(),
+            ]);
+        }
+        table.render("no devices")
+    }
+
+    fn hop_table(&self) -> String {
+        let mut table = Table::new(&["NEXT HOP", "DEVICE", "ADDRESS", "MAC", "STATE"]);
+        for hop in self.next_hops.iter().filter(|hop| hop.kind != "host") {
+            let state = match (hop.resolved, hop.pinned, hop.fresh_seconds) {
+                (_, true, _) => "pinned by the policy".to_owned(),
+                (true, _, Some(fresh)) => format!("fresh for {fresh:.0}s"),
+                (true, _, None) => "learned".to_owned(),
+                (false, ..) if hop.kind == "guest" => "not heard of yet".to_owned(),
+                (false, ..) if hop.address.is_unspecified() => {
+                    "the kernel resolves each destination".to_owned()
+                }
+                (false, ..) => "unresolved".to_owned(),
+            };
+            let address = if hop.address.is_unspecified() { String::new() } else { hop.address.to_string() };
+            table.row([
+                hop.name.clone(),
+                hop.device.clone(),
+                address,
+                hop.mac.clone().unwrap_or_default(),
+                state,
+            ]);
+        }
+        table.render("no next hops")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::*;
+
+    #[test]
+    fn what_is_wrong_stands_first_and_every_device_and_router_is_listed() {
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 7,
+            started_at: "2026-11-22T05:33:50Z".into(),
+            uptime_seconds: 61,
+            policy_file: "/etc/portcullis/policy.yaml".into(),
+            generation: 3,
+            applied_at: "2026-11-22T05:33:50Z".into(),
+            adopted: false,
+            last_error: Some(LastError { at: "now".into(), message: "it is broken".into(), details: None }),
+            devices: vec![Device {
+                name: "pc-vm1".into(),
+                ifindex: 3,
+                role: "guest".into(),
+                hook: "tc".into(),
+                why: "a veth".into(),
+                warning: None,
+                xdp_redirect: false,
+                programs: Vec::new(),
+            }],
+            missing_devices: vec!["pc-vm2".into()],
+            next_hops: vec![Hop {
+                index: 2,
+                name: "world:up/192.0.2.1".into(),
+                kind: "world".into(),
+                device: "up".into(),
+                address: [192, 0, 2, 1].into(),
+                mac: None,
+                resolved: false,
+                pinned: false,
+                xdp: false,
+                fresh_seconds: None,
+            }],
+            routes: 1,
+            flows: FlowUse { live: 1, capacity: 2, slots: 8 },
+            reaper: ReaperReport::default(),
+            lost: vec![Lost { at: "xdp_redirect_err".into(), packets: 4 }],
+            firewalls: Vec::new(),
+            warnings: Vec::new(),
+            memory: Memory { resident_bytes: 0, policy_bytes: 0, flow_table_bytes: 0 },
+            programs: Vec::new(),
+        };
+        let text = status.text();
+        assert!(text.starts_with("ERROR since now: it is broken"), "{text}");
+        for part in [
+            "up 1m 1s",
+            "4 packets by the kernel",
+            "device pc-vm2",
+            "NOTHING",
+            "world:up/192.0.2.1",
+            "unresolved",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["nextHops"][0]["freshSeconds"], serde_json::Value::Null);
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+}

@@ -1,0 +1,38 @@
+//! The verifier is a colleague: what every program may cost it, and that no program exceeds it (ADR 0002).
+
+use portcullis::datapath::{Datapath, LoadOptions};
+use portcullis_tests::lab::BpfFs;
+
+/// Verified instructions, about a third above what was measured on 6.18 when the budget was set. The kernel refuses at a million;
+/// kernels differ by a factor of two or three, so nothing here may come near it.
+const BUDGET: [(&str, u32); 14] = [
+    ("pc_xdp", 28_000),
+    ("pc_tc", 28_000),
+    ("pc_host", 36_000),
+    ("pc_guard", 1_000),
+    ("pc_xdp_classify", 24_000),
+    ("pc_tc_classify", 24_000),
+    ("pc_xdp_claim", 80_000),
+    ("pc_tc_claim", 80_000),
+    ("pc_xdp_icmp", 2_000),
+    ("pc_tc_icmp", 2_000),
+    ("pc_xdp_fragment", 1_500),
+    ("pc_tc_fragment", 1_500),
+    ("pc_redirect_err", 50),
+    ("pc_devmap_xmit", 50),
+];
+
+#[test]
+fn every_program_stays_within_its_budget_of_verified_instructions() {
+    let bpffs = BpfFs::mount().unwrap();
+    let datapath = Datapath::open(&bpffs.path().join("portcullis"), &LoadOptions::default()).unwrap();
+    let programs = datapath.program_info().unwrap();
+    assert!(programs.len() >= 14, "{} programs", programs.len());
+    for program in programs {
+        let verified = program.verified_instructions.expect("the kernel says so since 5.16");
+        println!("{:18} {verified:>7}", program.name);
+        let budget = BUDGET.iter().find(|(name, _)| *name == program.name);
+        let (_, budget) = budget.unwrap_or_else(|| panic!("{} has no budget: give it one", program.name));
+        assert!(verified <= *budget, "{} took {verified} verified instructions, its budget is {budget}", program.name);
+    }
+}
