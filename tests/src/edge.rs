@@ -33,6 +33,8 @@ const READY: Duration = Duration::from_secs(30);
 
 /// The topology with the controller running. Dropped, everything is gone.
 pub struct Edge {
+    /// The kernel counts runs of programs as long as this is open.
+    _statistics: std::os::fd::OwnedFd,
     // Dropped in this order: the daemon before the namespaces it is in.
     pub daemon: Daemon,
     pub topology: Topology,
@@ -42,18 +44,20 @@ pub struct Edge {
 impl Edge {
     /// Builds the topology, writes the policy and starts the controller on it.
     pub fn start(spec: &TopologySpec, policy: &str) -> anyhow::Result<Self> {
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
         let topology = Topology::build(spec)?;
         let bpffs = BpfFs::mount()?;
         let file = bpffs.scratch().write("policy.yaml", policy)?;
         let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, &binary()?, &file))?;
         daemon.wait_ready(READY)?;
-        Ok(Self { daemon, topology, bpffs })
+        Ok(Self { _statistics: statistics, daemon, topology, bpffs })
     }
 
     /// Overwrites the policy file and applies it.
     pub fn apply(&self, policy: &str) -> anyhow::Result<(bool, String)> {
         let file = self.bpffs.scratch().write("policy.yaml", policy)?;
-        let (status, out, err) = self.daemon.client(&["apply", file.to_str().context("the path is text")?])?;
+        let (status, out, err) =
+            self.daemon.client(&["apply", file.to_str().context("the path is text")?])?;
         Ok((status.success(), out + &err))
     }
 
@@ -74,7 +78,11 @@ impl Edge {
         let rows = answer["rules"].as_array().context("rules has rules")?;
         let row = rows
             .iter()
-            .find(|r| r["group"] == group && r["direction"] == direction && r["name"].as_str().is_some_and(|n| n.ends_with(name)))
+            .find(|r| {
+                r["group"] == group
+                    && r["direction"] == direction
+                    && r["name"].as_str().is_some_and(|n| n.ends_with(name))
+            })
             .with_context(|| format!("no rule {group}/{direction}/{name} in {answer}"))?;
         row["hits"].as_u64().context("a rule has hits")
     }
@@ -83,7 +91,10 @@ impl Edge {
     pub fn owns(&self, guest: &str, port: u16) -> anyhow::Result<bool> {
         let answer = self.ask(&["snat"])?;
         let rows = answer["guests"].as_array().context("snat has guests")?;
-        let row = rows.iter().find(|r| r["guest"].as_str().is_some_and(|g| g.starts_with(guest))).with_context(|| format!("no guest {guest} in {answer}"))?;
+        let row = rows
+            .iter()
+            .find(|r| r["guest"].as_str().is_some_and(|g| g.starts_with(guest)))
+            .with_context(|| format!("no guest {guest} in {answer}"))?;
         let ranges = row["ranges"].as_array().with_context(|| format!("no ranges in {row}"))?;
         Ok(ranges.iter().any(|r| {
             let bound = |key: &str| r[key].as_u64().unwrap_or(u64::MAX);
@@ -91,7 +102,7 @@ impl Edge {
         }))
     }
 
-    /// How often each program ran, by (device, program), as the kernel says. Needs run statistics, see [`crate::edge::statistics`].
+    /// How often each program ran, by (device, program), as the kernel says.
     pub fn run_counts(&self) -> anyhow::Result<BTreeMap<(String, String), u64>> {
         let status = self.ask(&["status"])?;
         let mut counts = BTreeMap::new();
@@ -126,7 +137,9 @@ impl Edge {
         let answer = self.ask(&["snat"])?;
         let rows = answer["guests"].as_array().context("snat has guests")?;
         let row = rows.iter().find(|r| r["guest"].as_str().is_some_and(|g| g.starts_with(guest)));
-        let ranges = row.and_then(|row| row["ranges"].as_array()).with_context(|| format!("no ranges of {guest} in {answer}"))?;
+        let ranges = row
+            .and_then(|row| row["ranges"].as_array())
+            .with_context(|| format!("no ranges of {guest} in {answer}"))?;
         let bound = |range: &Value, key: &str| range[key].as_u64().and_then(|port| u16::try_from(port).ok());
         let pairs = ranges.iter().map(|range| Some((bound(range, "first")?, bound(range, "last")?)));
         pairs.collect::<Option<_>>().with_context(|| format!("ranges in {answer}"))
@@ -136,7 +149,11 @@ impl Edge {
     pub fn device(&self, name: &str) -> anyhow::Result<Value> {
         let status = self.ask(&["status"])?;
         let devices = status["devices"].as_array().context("status has devices")?;
-        devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("no device {name} in {status}"))
+        devices
+            .iter()
+            .find(|device| device["name"] == name)
+            .cloned()
+            .with_context(|| format!("no device {name} in {status}"))
     }
 
     /// Waits until `read` gives what the caller waits for.
@@ -190,19 +207,36 @@ impl LabPolicy {
     /// The YAML document.
     pub fn yaml(&self, spec: &TopologySpec) -> String {
         let hook = self.hook.word();
-        let mut y = String::from("virtualNetworks:\n  - name: lab\n    addressSpace: { addressPrefixes: [10.0.0.0/16] }\n");
+        let mut y = String::from(
+            "virtualNetworks:\n  - name: lab\n    addressSpace: { addressPrefixes: [10.0.0.0/16] }\n",
+        );
         let group = self.subnet_group.map(|g| format!(", networkSecurityGroup: {g}")).unwrap_or_default();
-        let _ = writeln!(y, "    subnets: [{{ name: guests, addressPrefix: 10.0.0.0/24{group} }}]\nnetworkInterfaces:");
+        let _ = writeln!(
+            y,
+            "    subnets: [{{ name: guests, addressPrefix: 10.0.0.0/24{group} }}]\nnetworkInterfaces:"
+        );
         for guest in &spec.guests {
-            let nic = self.nic_groups.get(guest.name.as_str()).map(|g| format!(", networkSecurityGroup: {g}")).unwrap_or_default();
-            let public = if self.instances.contains_key(guest.name.as_str()) { format!(", publicIPAddress: pip-{}", guest.name) } else { String::new() };
+            let nic = self
+                .nic_groups
+                .get(guest.name.as_str())
+                .map(|g| format!(", networkSecurityGroup: {g}"))
+                .unwrap_or_default();
+            let public = if self.instances.contains_key(guest.name.as_str()) {
+                format!(", publicIPAddress: pip-{}", guest.name)
+            } else {
+                String::new()
+            };
             let _ = writeln!(
                 y,
                 "  - {{ name: {}, device: {}, hook: {hook}{nic}, ipConfigurations: [{{ subnet: guests, privateIPAddress: {}{public} }}] }}",
                 guest.name, guest.device, guest.address
             );
         }
-        let _ = writeln!(y, "publicIPAddresses:\n  - {{ name: pip-lb, ipAddress: 203.0.113.10, announce: {} }}", self.announce);
+        let _ = writeln!(
+            y,
+            "publicIPAddresses:\n  - {{ name: pip-lb, ipAddress: 203.0.113.10, announce: {} }}",
+            self.announce
+        );
         for (guest, address) in &self.instances {
             let _ = writeln!(y, "  - {{ name: pip-{guest}, ipAddress: {address}, announce: proxy }}");
         }
@@ -220,5 +254,56 @@ impl LabPolicy {
         );
         y.push_str(&self.extra);
         y
+    }
+}
+
+/// What the kernel and the counters said at one moment; see [`HookCheck::end`].
+pub struct HookCheck {
+    hook: WithHook,
+    runs: [u64; 2],
+    passed: u64,
+}
+
+/// Reasons under which a packet is handed to the kernel; XDP leaves those to TC (ADR 0002).
+const PASSED: [&str; 4] = ["not_ours", "to_host", "arp_learned", "from_host"];
+
+impl HookCheck {
+    /// Begins to watch which entry runs.
+    pub fn begin(edge: &Edge, hook: WithHook) -> anyhow::Result<Self> {
+        let (runs, passed) = Self::read(edge)?;
+        Ok(Self { hook, runs, passed })
+    }
+
+    fn read(edge: &Edge) -> anyhow::Result<([u64; 2], u64)> {
+        // Runs are counted for a program, not for a device: every device of this load shows the same number.
+        let counts = edge.run_counts()?;
+        let of = |program: &str| {
+            counts.iter().filter(|((_, p), _)| p == program).map(|(_, n)| *n).max().unwrap_or(0)
+        };
+        let reasons = edge.reasons()?;
+        let passed = PASSED.iter().filter_map(|reason| reasons.get(*reason)).sum();
+        Ok(([of("pc_xdp"), of("pc_tc")], passed))
+    }
+
+    /// Asserts that the entry of the hook asked for ran, and that of the other did not: TC not at all but for packets
+    /// that XDP hands to the kernel (the router's ARP), each of which TC counted.
+    pub fn end(self, edge: &Edge) -> anyhow::Result<()> {
+        let (runs, passed) = Self::read(edge)?;
+        let [xdp, tc] = [runs[0] - self.runs[0], runs[1] - self.runs[1]];
+        match self.hook {
+            WithHook::Xdp => {
+                anyhow::ensure!(xdp > 0, "pc_xdp did not run");
+                anyhow::ensure!(
+                    tc <= passed - self.passed,
+                    "pc_tc ran {tc} times under XDP, for {} packets of the kernel's",
+                    passed - self.passed
+                );
+            }
+            WithHook::Tc | WithHook::Auto => {
+                anyhow::ensure!(tc > 0, "pc_tc did not run");
+                anyhow::ensure!(xdp == 0, "pc_xdp ran {xdp} times under TC");
+            }
+        }
+        Ok(())
     }
 }

@@ -74,7 +74,8 @@ fn matches(network: &Network, vnet: usize, rule: &SecurityRule, flow: &Flow) -> 
         && side(network, vnet, &rule.source, flow.source)
         && side(network, vnet, &rule.destination, flow.destination)
         && (!has_ports
-            || (port(&rule.source_ports, flow.source_port) && port(&rule.destination_ports, flow.destination_port)))
+            || (port(&rule.source_ports, flow.source_port)
+                && port(&rule.destination_ports, flow.destination_port)))
 }
 
 fn side(network: &Network, vnet: usize, terms: &[AddressMatch], address: Ipv4Addr) -> bool {
@@ -110,9 +111,8 @@ fn in_tag(network: &Network, vnet: usize, tag: ServiceTag, address: Ipv4Addr) ->
         ServiceTag::VirtualNetwork => inside || address == PLATFORM,
         ServiceTag::AzureLoadBalancer => address == PLATFORM,
         ServiceTag::Internet => {
-            let reserved = RESERVED
-                .iter()
-                .any(|net| net.parse::<Ipv4Net>().expect("a literal").contains(&address));
+            let reserved =
+                RESERVED.iter().any(|net| net.parse::<Ipv4Net>().expect("a literal").contains(&address));
             !inside && !reserved && address != PLATFORM
         }
     }

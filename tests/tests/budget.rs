@@ -33,6 +33,10 @@ fn every_program_stays_within_its_budget_of_verified_instructions() {
         println!("{:18} {verified:>7}", program.name);
         let budget = BUDGET.iter().find(|(name, _)| *name == program.name);
         let (_, budget) = budget.unwrap_or_else(|| panic!("{} has no budget: give it one", program.name));
-        assert!(verified <= *budget, "{} took {verified} verified instructions, its budget is {budget}", program.name);
+        assert!(
+            verified <= *budget,
+            "{} took {verified} verified instructions, its budget is {budget}",
+            program.name
+        );
     }
 }

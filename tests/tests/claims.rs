@@ -129,14 +129,16 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
                     while held.len() > 511 || (held.len() > 480 && round % 3 == 0) {
                         let (source_port, port) = held.pop_front().unwrap();
                         let key = inside_key(source_port, network);
-                        let (index, _) = flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                        let (index, _) =
+                            flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
                         ledger.releasing(port);
                         free(|i| flow::record(env, i).unwrap(), index);
                     }
                 }
                 for (source_port, port) in held {
                     let key = inside_key(source_port, network);
-                    let (index, _) = flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                    let (index, _) =
+                        flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
                     ledger.releasing(port);
                     free(|i| flow::record(env, i).unwrap(), index);
                 }
@@ -153,7 +155,8 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
     let left = live.filter(|i| unsafe { flow::ctl(flow::record(env, *i).unwrap()).phase() } != FREE).count();
     assert_eq!(left, 0, "slots neither free nor released");
     env.set_now(env.now() + 1000);
-    let again = (0..1100u16).filter(|p| matches!(env.packet(&syn(1000 + p), ifindex, Hook::Tc, false).0, Verdict::Redirect(_)));
+    let again = (0..1100u16)
+        .filter(|p| matches!(env.packet(&syn(1000 + p), ifindex, Hook::Tc, false).0, Verdict::Redirect(_)));
     assert_eq!(again.count() as u64, PORTS);
 }
 

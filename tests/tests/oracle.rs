@@ -32,8 +32,12 @@ impl Random {
     }
 }
 
-const GUESTS: [(&str, &str, &str); 4] =
-    [("vm1", "10.0.1.4", "a"), ("vm2", "10.0.1.5", "a"), ("vm3", "10.0.2.4", "b"), ("vm4", "10.0.2.132", "b")];
+const GUESTS: [(&str, &str, &str); 4] = [
+    ("vm1", "10.0.1.4", "a"),
+    ("vm2", "10.0.1.5", "a"),
+    ("vm3", "10.0.2.4", "b"),
+    ("vm4", "10.0.2.132", "b"),
+];
 const RULES: usize = 20;
 
 /// The rules of each group in the order of their priorities, as YAML.
@@ -69,7 +73,8 @@ fn yaml_of(groups: &Groups) -> String {
          - { name: b, addressPrefix: 10.0.2.0/24, networkSecurityGroup: g1 }\nnetworkInterfaces:\n",
     );
     for (i, (name, address, subnet)) in GUESTS.iter().enumerate() {
-        let group = if i % 2 == 0 { format!("    networkSecurityGroup: g{}\n", 2 + i / 2) } else { String::new() };
+        let group =
+            if i % 2 == 0 { format!("    networkSecurityGroup: g{}\n", 2 + i / 2) } else { String::new() };
         let _ = write!(
             yaml,
             "  - name: {name}\n    device: {name}\n    macAddress: 02:00:00:00:00:0{i}\n{group}    \
@@ -150,8 +155,19 @@ fn random_rule(random: &mut Random, group: usize) -> (usize, String) {
         _ => &["10.0.2.4", "10.0.2.4/30", "10.0.2.0/25", "VirtualNetwork", "'*'"],
     };
     let remote = [
-        "10.0.1.4", "10.0.2.4", "10.0.2.0/24", "198.51.100.7", "198.51.100.0/25", "198.51.100.128/25", "8.0.0.0/7",
-        "100.0.0.0/10", "192.0.2.1", "192.0.2.0/24", "Internet", "VirtualNetwork", "'*'",
+        "10.0.1.4",
+        "10.0.2.4",
+        "10.0.2.0/24",
+        "198.51.100.7",
+        "198.51.100.0/25",
+        "198.51.100.128/25",
+        "8.0.0.0/7",
+        "100.0.0.0/10",
+        "192.0.2.1",
+        "192.0.2.0/24",
+        "Internet",
+        "VirtualNetwork",
+        "'*'",
     ];
     let side = |random: &mut Random, of: &[&'static str], width: &mut usize| {
         let at = random.below(of.len());
@@ -178,7 +194,10 @@ fn random_rule(random: &mut Random, group: usize) -> (usize, String) {
         width += 3;
         ("'*'".to_owned(), "'*'".to_owned())
     } else {
-        (if random.chance(70) { "'*'".to_owned() } else { ports(random, &mut width) }, ports(random, &mut width))
+        (
+            if random.chance(70) { "'*'".to_owned() } else { ports(random, &mut width) },
+            ports(random, &mut width),
+        )
     };
     let access = if random.chance(60) { "Allow" } else { "Deny" };
     let direction = if inbound { "Inbound" } else { "Outbound" };
@@ -192,14 +211,24 @@ fn random_rule(random: &mut Random, group: usize) -> (usize, String) {
 
 /// An address at a corner of one side of a rule.
 fn corner_address(random: &mut Random, terms: &[AddressMatch]) -> Ipv4Addr {
-    let outside = [[198, 51, 100, 7], [198, 51, 100, 200], [8, 8, 8, 8], [100, 63, 255, 255], [192, 0, 2, 1], [9, 255, 255, 255]];
+    let outside = [
+        [198, 51, 100, 7],
+        [198, 51, 100, 200],
+        [8, 8, 8, 8],
+        [100, 63, 255, 255],
+        [192, 0, 2, 1],
+        [9, 255, 255, 255],
+    ];
     match &terms[random.below(terms.len())] {
         AddressMatch::Prefix(ipnet::IpNet::V4(net)) => {
             let (lo, hi) = (u32::from(net.network()), u32::from(net.broadcast()));
-            let choices = [lo, hi, lo.wrapping_sub(1), hi.wrapping_add(1), lo + (random.next() as u32) % (hi - lo + 1)];
+            let choices =
+                [lo, hi, lo.wrapping_sub(1), hi.wrapping_add(1), lo + (random.next() as u32) % (hi - lo + 1)];
             choices[if random.chance(80) { [0, 1, 4][random.below(3)] } else { 2 + random.below(2) }].into()
         }
-        AddressMatch::Tag(ServiceTag::VirtualNetwork) => GUESTS[random.below(4)].1.parse().expect("a literal"),
+        AddressMatch::Tag(ServiceTag::VirtualNetwork) => {
+            GUESTS[random.below(4)].1.parse().expect("a literal")
+        }
         _ => outside[random.below(outside.len())].into(),
     }
 }
@@ -233,7 +262,11 @@ fn corner_flow(random: &mut Random, rule: &SecurityRule, guests: &[Ipv4Addr]) ->
         let fitting: Vec<Ipv4Addr> = guests
             .iter()
             .copied()
-            .filter(|g| terms.iter().any(|t| !matches!(t, AddressMatch::Prefix(ipnet::IpNet::V4(n)) if !n.contains(g))))
+            .filter(|g| {
+                terms
+                    .iter()
+                    .any(|t| !matches!(t, AddressMatch::Prefix(ipnet::IpNet::V4(n)) if !n.contains(g)))
+            })
             .collect();
         let from = if fitting.is_empty() { guests } else { &fitting };
         from[random.below(from.len())]
@@ -285,7 +318,10 @@ fn asked(network: &Network, flow: &Flow, guests: &[Ipv4Addr]) -> Option<Vec<(usi
     let place = |a: Ipv4Addr| guests.iter().position(|g| *g == a);
     let octets = |a: Ipv4Addr| a.octets();
     let in_vnet = |a: Ipv4Addr| octets(a)[..2] == [10, 0];
-    let usable = |a: Ipv4Addr| place(a).is_some() || (!in_vnet(a) && !matches!(octets(a)[0], 0 | 127 | 224..) && octets(a)[..3] != [203, 0, 113]);
+    let usable = |a: Ipv4Addr| {
+        place(a).is_some()
+            || (!in_vnet(a) && !matches!(octets(a)[0], 0 | 127 | 224..) && octets(a)[..3] != [203, 0, 113])
+    };
     if !usable(flow.source) || !usable(flow.destination) || flow.source == flow.destination {
         return None;
     }
@@ -346,7 +382,10 @@ fn hundred_thousand(seed: u64) {
     }
     let covered = tally.matched * 100 / tally.rules;
     let defaults = tally.defaults * 100 / tally.packets;
-    println!("seed {seed}: {} packets, {covered} % of rules matched first, {defaults} % ended in a default rule", tally.packets);
+    println!(
+        "seed {seed}: {} packets, {covered} % of rules matched first, {defaults} % ended in a default rule",
+        tally.packets
+    );
     assert_eq!(tally.packets, 100_000);
     assert!(covered >= 80, "only {covered} % of the rules were the first match of any packet (seed {seed})");
     assert!(defaults <= 30, "{defaults} % of the packets ended in a default rule (seed {seed})");

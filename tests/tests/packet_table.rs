@@ -91,7 +91,11 @@ enum Out {
     Pass,
     Drop,
     /// Sent with this source and destination; `None` for a source port means one that SNAT chose.
-    Sent { source: (Ipv4Addr, Option<u16>), destination: (Ipv4Addr, u16), mac: [u8; 6] },
+    Sent {
+        source: (Ipv4Addr, Option<u16>),
+        destination: (Ipv4Addr, u16),
+        mac: [u8; 6],
+    },
     /// An ARP reply saying that `.0` is at our address, for `.1`.
     ArpReply(Ipv4Addr, [u8; 6]),
 }
@@ -121,13 +125,20 @@ impl Table<'_> {
             Out::ArpReply(asked, asker) => {
                 assert_eq!(outcome.action, Action::Send, "{who}");
                 let f = &outcome.frame;
-                assert_eq!((&f[0..6], &f[20..22]), (&asker[..], &[0u8, 2][..]), "{who}: a reply to the asker");
+                assert_eq!(
+                    (&f[0..6], &f[20..22]),
+                    (&asker[..], &[0u8, 2][..]),
+                    "{who}: a reply to the asker"
+                );
                 assert_eq!(&f[28..32], &asked.octets(), "{who}: about the address asked for");
                 assert_eq!(f[22..28], f[6..12], "{who}: our address in both headers");
             }
         }
         // XDP counts nothing that it hands up (ADR 0002).
-        if !(self.backend.hook() == Hook::Xdp && outcome.action == Action::Pass && matches!(at, At::Ingress(_))) {
+        if !(self.backend.hook() == Hook::Xdp
+            && outcome.action == Action::Pass
+            && matches!(at, At::Ingress(_)))
+        {
             *self.counters.entry(reason).or_default() += 1;
         }
         for rule in rules {
@@ -202,105 +213,461 @@ fn table(backend: &mut dyn Backend) {
 
     // TCP out and back.
     let syn = vm1.tcp(40000, 80, TcpFlags::SYN, 1, 0, b"");
-    let port = t.case("a SYN leaves under the frontend", Ingress("vm1"), &syn, sent(LB, None, SERVER, 80, ROUTER_MAC), NewFlow, &[WEB_OUT]);
+    let port = t.case(
+        "a SYN leaves under the frontend",
+        Ingress("vm1"),
+        &syn,
+        sent(LB, None, SERVER, 80, ROUTER_MAC),
+        NewFlow,
+        &[WEB_OUT],
+    );
     assert!(owns(t.backend, "vm1/ipconfig1", port), "{port} belongs to vm1");
-    t.case("a SYN again has the same port", Ingress("vm1"), &syn, sent(LB, Some(port), SERVER, 80, ROUTER_MAC), Forwarded, &[]);
+    t.case(
+        "a SYN again has the same port",
+        Ingress("vm1"),
+        &syn,
+        sent(LB, Some(port), SERVER, 80, ROUTER_MAC),
+        Forwarded,
+        &[],
+    );
     let answer = world(LB).tcp(80, port, TcpFlags::SYN_ACK, 9, 2, b"");
-    t.case("the answer reaches the guest", Ingress("up"), &answer, sent(SERVER, Some(80), v1, 40000, VM1), Forwarded, &[]);
+    t.case(
+        "the answer reaches the guest",
+        Ingress("up"),
+        &answer,
+        sent(SERVER, Some(80), v1, 40000, VM1),
+        Forwarded,
+        &[],
+    );
     let data = vm1.tcp(40000, 80, TcpFlags::ACK, 2, 10, b"GET /");
-    t.case("data follows", Ingress("vm1"), &data, sent(LB, Some(port), SERVER, 80, ROUTER_MAC), Forwarded, &[]);
+    t.case(
+        "data follows",
+        Ingress("vm1"),
+        &data,
+        sent(LB, Some(port), SERVER, 80, ROUTER_MAC),
+        Forwarded,
+        &[],
+    );
     let stray = world(LB).tcp(81, port, TcpFlags::ACK, 9, 2, b"");
     t.case("another server on the same port is no flow", Ingress("up"), &stray, Out::Drop, NoFlow, &[]);
 
     // UDP: one port for one socket, whatever the destination; zero checksums stay zero.
     let udp = vm1.udp(5000, 53, b"query");
-    let udp_port = t.case("a datagram leaves", Ingress("vm1"), &udp, sent(LB, None, SERVER, 53, ROUTER_MAC), NewFlow, &[WEB_OUT]);
+    let udp_port = t.case(
+        "a datagram leaves",
+        Ingress("vm1"),
+        &udp,
+        sent(LB, None, SERVER, 53, ROUTER_MAC),
+        NewFlow,
+        &[WEB_OUT],
+    );
     assert!(owns(t.backend, "vm1/ipconfig1", udp_port));
     let other = from(VM1, "10.0.1.4", "198.51.100.8").udp(5000, 54, b"query");
-    t.case("the same socket keeps its port", Ingress("vm1"), &other, sent(LB, Some(udp_port), ip("198.51.100.8"), 54, ROUTER_MAC), NewFlow, &[WEB_OUT]);
+    t.case(
+        "the same socket keeps its port",
+        Ingress("vm1"),
+        &other,
+        sent(LB, Some(udp_port), ip("198.51.100.8"), 54, ROUTER_MAC),
+        NewFlow,
+        &[WEB_OUT],
+    );
     let mut unchecked = vm1.udp(5000, 53, b"query");
     unchecked[40..42].fill(0);
-    let outcome_port = t.case("a datagram without checksum", Ingress("vm1"), &unchecked, sent(LB, Some(udp_port), SERVER, 53, ROUTER_MAC), Forwarded, &[]);
+    let outcome_port = t.case(
+        "a datagram without checksum",
+        Ingress("vm1"),
+        &unchecked,
+        sent(LB, Some(udp_port), SERVER, 53, ROUTER_MAC),
+        Forwarded,
+        &[],
+    );
     assert_eq!(outcome_port, udp_port);
     let reply = world(LB).udp(53, udp_port, b"answer");
-    t.case("its reply comes back", Ingress("up"), &reply, sent(SERVER, Some(53), v1, 5000, VM1), Forwarded, &[]);
+    t.case(
+        "its reply comes back",
+        Ingress("up"),
+        &reply,
+        sent(SERVER, Some(53), v1, 5000, VM1),
+        Forwarded,
+        &[],
+    );
 
     // Echo.
     let ping = vm1.echo_request(77, 1, b"abcdefgh");
-    let id = t.case("a ping leaves with an identifier of the guest's ports", Ingress("vm1"), &ping, sent(LB, None, SERVER, 0, ROUTER_MAC), NewFlow, &[WEB_OUT]);
+    let id = t.case(
+        "a ping leaves with an identifier of the guest's ports",
+        Ingress("vm1"),
+        &ping,
+        sent(LB, None, SERVER, 0, ROUTER_MAC),
+        NewFlow,
+        &[WEB_OUT],
+    );
     assert!(owns(t.backend, "vm1/ipconfig1", id));
     let pong = echo_reply(world(LB), id, b"abcdefgh");
-    t.case("the pong comes back with the guest's own", Ingress("up"), &pong, sent(SERVER, None, v1, 77, VM1), Forwarded, &[]);
+    t.case(
+        "the pong comes back with the guest's own",
+        Ingress("up"),
+        &pong,
+        sent(SERVER, None, v1, 77, VM1),
+        Forwarded,
+        &[],
+    );
 
     // IPv4 options stay, the header checksum is right with them.
     let optioned = with_options(&vm1.udp(5001, 53, b"options"));
-    t.case("IPv4 options are carried", Ingress("vm1"), &optioned, sent(LB, None, SERVER, 53, ROUTER_MAC), NewFlow, &[WEB_OUT]);
+    t.case(
+        "IPv4 options are carried",
+        Ingress("vm1"),
+        &optioned,
+        sent(LB, None, SERVER, 53, ROUTER_MAC),
+        NewFlow,
+        &[WEB_OUT],
+    );
 
     // Rules.
-    t.case("a rule denies", Ingress("vm1"), &vm1.tcp(40001, 25, TcpFlags::SYN, 1, 0, b""), Out::Drop, DeniedByRule, &["web/Outbound/securityRules/DenySmtp"]);
+    t.case(
+        "a rule denies",
+        Ingress("vm1"),
+        &vm1.tcp(40001, 25, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        DeniedByRule,
+        &["web/Outbound/securityRules/DenySmtp"],
+    );
     let vm2 = from(VM2, "10.0.1.5", "198.51.100.7");
-    t.case("the NIC's group is asked first", Ingress("vm2"), &vm2.udp(1, 5353, b""), Out::Drop, DeniedByRule, &["vm2-nic/Outbound/securityRules/DenyMdns"]);
-    let p2 = t.case("a learned MAC is good enough", Ingress("vm2"), &vm2.tcp(40000, 80, TcpFlags::SYN, 1, 0, b""), sent(LB, None, SERVER, 80, ROUTER_MAC), NewFlow, &["vm2-nic/Outbound/defaultSecurityRules/AllowInternetOutBound", WEB_OUT]);
+    t.case(
+        "the NIC's group is asked first",
+        Ingress("vm2"),
+        &vm2.udp(1, 5353, b""),
+        Out::Drop,
+        DeniedByRule,
+        &["vm2-nic/Outbound/securityRules/DenyMdns"],
+    );
+    let p2 = t.case(
+        "a learned MAC is good enough",
+        Ingress("vm2"),
+        &vm2.tcp(40000, 80, TcpFlags::SYN, 1, 0, b""),
+        sent(LB, None, SERVER, 80, ROUTER_MAC),
+        NewFlow,
+        &["vm2-nic/Outbound/defaultSecurityRules/AllowInternetOutBound", WEB_OUT],
+    );
     assert!(owns(t.backend, "vm2/ipconfig1", p2) && p2 != port, "two guests, one source port, two ports");
     let to_vm2 = |port| from(VM1, "10.0.1.4", "10.0.1.5").tcp(41000, port, TcpFlags::SYN, 1, 0, b"");
-    t.case("guest to guest passes both guests' groups", Ingress("vm1"), &to_vm2(80), sent(v1, Some(41000), ip("10.0.1.5"), 80, VM2), NewFlow,
-        &[WEB_VNET_OUT, WEB_VNET_IN, "vm2-nic/Inbound/defaultSecurityRules/AllowVnetInBound"]);
-    t.case("the receiver's NIC denies", Ingress("vm1"), &to_vm2(8080), Out::Drop, DeniedByRule, &[WEB_VNET_OUT, WEB_VNET_IN, "vm2-nic/Inbound/securityRules/DenyFromVm1"]);
+    t.case(
+        "guest to guest passes both guests' groups",
+        Ingress("vm1"),
+        &to_vm2(80),
+        sent(v1, Some(41000), ip("10.0.1.5"), 80, VM2),
+        NewFlow,
+        &[WEB_VNET_OUT, WEB_VNET_IN, "vm2-nic/Inbound/defaultSecurityRules/AllowVnetInBound"],
+    );
+    t.case(
+        "the receiver's NIC denies",
+        Ingress("vm1"),
+        &to_vm2(8080),
+        Out::Drop,
+        DeniedByRule,
+        &[WEB_VNET_OUT, WEB_VNET_IN, "vm2-nic/Inbound/securityRules/DenyFromVm1"],
+    );
     let to_vm3 = |port| from(VM1, "10.0.1.4", "10.0.2.4").tcp(42000, port, TcpFlags::SYN, 1, 0, b"");
-    t.case("the receiver's subnet allows", Ingress("vm1"), &to_vm3(5432), sent(v1, Some(42000), ip("10.0.2.4"), 5432, VM3), NewFlow, &[WEB_VNET_OUT, "db/Inbound/securityRules/AllowPostgres"]);
-    t.case("the receiver's subnet denies", Ingress("vm1"), &to_vm3(22), Out::Drop, DeniedByRule, &[WEB_VNET_OUT, "db/Inbound/securityRules/DenyVnet"]);
+    t.case(
+        "the receiver's subnet allows",
+        Ingress("vm1"),
+        &to_vm3(5432),
+        sent(v1, Some(42000), ip("10.0.2.4"), 5432, VM3),
+        NewFlow,
+        &[WEB_VNET_OUT, "db/Inbound/securityRules/AllowPostgres"],
+    );
+    t.case(
+        "the receiver's subnet denies",
+        Ingress("vm1"),
+        &to_vm3(22),
+        Out::Drop,
+        DeniedByRule,
+        &[WEB_VNET_OUT, "db/Inbound/securityRules/DenyVnet"],
+    );
     let vm4_to = from(VM4, "10.0.3.4", "10.0.1.4").tcp(1, 80, TcpFlags::SYN, 1, 0, b"");
-    t.case("no group at the sender allows there", Ingress("vm4"), &vm4_to, sent(ip("10.0.3.4"), Some(1), v1, 80, VM1), NewFlow, &[WEB_VNET_IN]);
+    t.case(
+        "no group at the sender allows there",
+        Ingress("vm4"),
+        &vm4_to,
+        sent(ip("10.0.3.4"), Some(1), v1, 80, VM1),
+        NewFlow,
+        &[WEB_VNET_IN],
+    );
 
     // Instance-level public IP.
     let vm3 = from(VM3, "10.0.2.4", "198.51.100.7");
-    t.case("an instance-level IP keeps the port", Ingress("vm3"), &vm3.tcp(4444, 80, TcpFlags::SYN, 1, 0, b""), sent(PIP3, Some(4444), SERVER, 80, ROUTER_MAC), NewFlow, &[DB_OUT]);
-    t.case("and works inbound", Ingress("up"), &world(PIP3).tcp(5555, 443, TcpFlags::SYN, 1, 0, b""), sent(SERVER, Some(5555), ip("10.0.2.4"), 443, VM3), NewFlow, &["db/Inbound/securityRules/AllowHttps"]);
+    t.case(
+        "an instance-level IP keeps the port",
+        Ingress("vm3"),
+        &vm3.tcp(4444, 80, TcpFlags::SYN, 1, 0, b""),
+        sent(PIP3, Some(4444), SERVER, 80, ROUTER_MAC),
+        NewFlow,
+        &[DB_OUT],
+    );
+    t.case(
+        "and works inbound",
+        Ingress("up"),
+        &world(PIP3).tcp(5555, 443, TcpFlags::SYN, 1, 0, b""),
+        sent(SERVER, Some(5555), ip("10.0.2.4"), 443, VM3),
+        NewFlow,
+        &["db/Inbound/securityRules/AllowHttps"],
+    );
     let back = vm3.tcp(443, 5555, TcpFlags::SYN_ACK, 1, 2, b"");
-    t.case("its answer leaves under the public address", Ingress("vm3"), &back, sent(PIP3, Some(443), SERVER, 5555, ROUTER_MAC), Forwarded, &[]);
-    t.case("inbound is judged by the groups", Ingress("up"), &world(PIP3).tcp(5555, 22, TcpFlags::SYN, 1, 0, b""), Out::Drop, DeniedByRule, &["db/Inbound/defaultSecurityRules/DenyAllInBound"]);
-    t.case("a protocol without ports passes 1:1", Ingress("vm3"), &vm3_esp(), sent(PIP3, None, SERVER, 0, ROUTER_MAC), NewFlow, &[DB_OUT]);
-    t.case("without an instance-level IP it cannot", Ingress("vm1"), &protocol(vm1.udp(0, 0, b"12345678"), 50), Out::Drop, NoPorts, &[WEB_OUT]);
-    t.case("no way out without a pool", Ingress("vm4"), &from(VM4, "10.0.3.4", "198.51.100.7").udp(1, 1, b""), Out::Drop, NoOutboundMethod, &[]);
+    t.case(
+        "its answer leaves under the public address",
+        Ingress("vm3"),
+        &back,
+        sent(PIP3, Some(443), SERVER, 5555, ROUTER_MAC),
+        Forwarded,
+        &[],
+    );
+    t.case(
+        "inbound is judged by the groups",
+        Ingress("up"),
+        &world(PIP3).tcp(5555, 22, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        DeniedByRule,
+        &["db/Inbound/defaultSecurityRules/DenyAllInBound"],
+    );
+    t.case(
+        "a protocol without ports passes 1:1",
+        Ingress("vm3"),
+        &vm3_esp(),
+        sent(PIP3, None, SERVER, 0, ROUTER_MAC),
+        NewFlow,
+        &[DB_OUT],
+    );
+    t.case(
+        "without an instance-level IP it cannot",
+        Ingress("vm1"),
+        &protocol(vm1.udp(0, 0, b"12345678"), 50),
+        Out::Drop,
+        NoPorts,
+        &[WEB_OUT],
+    );
+    t.case(
+        "no way out without a pool",
+        Ingress("vm4"),
+        &from(VM4, "10.0.3.4", "198.51.100.7").udp(1, 1, b""),
+        Out::Drop,
+        NoOutboundMethod,
+        &[],
+    );
 
     // Spoofing.
-    t.case("another guest's address", Ingress("vm1"), &from(VM1, "10.0.1.5", "198.51.100.7").udp(9, 9, b""), Out::Drop, Spoofed, &[]);
-    t.case("another MAC", Ingress("vm1"), &from(STRANGER, "10.0.1.4", "198.51.100.7").udp(9, 9, b""), Out::Drop, Spoofed, &[]);
+    t.case(
+        "another guest's address",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.5", "198.51.100.7").udp(9, 9, b""),
+        Out::Drop,
+        Spoofed,
+        &[],
+    );
+    t.case(
+        "another MAC",
+        Ingress("vm1"),
+        &from(STRANGER, "10.0.1.4", "198.51.100.7").udp(9, 9, b""),
+        Out::Drop,
+        Spoofed,
+        &[],
+    );
     t.case("another guest's live flow", Ingress("vm2"), &data, Out::Drop, Spoofed, &[]);
-    t.case("a private source from the world", Ingress("up"), &Craft::new(ROUTER_MAC, v1, GATEWAY_MAC, PIP3).tcp(1, 443, TcpFlags::SYN, 1, 0, b""), Out::Drop, Martian, &[]);
-    t.case("a guest as DHCP server", Ingress("vm1"), &from(VM1, "10.0.1.4", "255.255.255.255").udp(67, 68, b""), Out::Drop, DhcpServer, &[]);
-    t.case("a guest asking for an address", Ingress("vm1"), &from(VM1, "0.0.0.0", "255.255.255.255").udp(68, 67, b""), Out::Pass, ToHost, &[]);
+    t.case(
+        "a private source from the world",
+        Ingress("up"),
+        &Craft::new(ROUTER_MAC, v1, GATEWAY_MAC, PIP3).tcp(1, 443, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        Martian,
+        &[],
+    );
+    t.case(
+        "a guest as DHCP server",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "255.255.255.255").udp(67, 68, b""),
+        Out::Drop,
+        DhcpServer,
+        &[],
+    );
+    t.case(
+        "a guest asking for an address",
+        Ingress("vm1"),
+        &from(VM1, "0.0.0.0", "255.255.255.255").udp(68, 67, b""),
+        Out::Pass,
+        ToHost,
+        &[],
+    );
 
     // ARP.
     let arp = Craft::arp_request(VM1, v1, ip("10.0.1.1"));
-    t.case("ARP for the gateway is answered", Ingress("vm1"), &arp, Out::ArpReply(ip("10.0.1.1"), VM1), ArpAnswered, &[]);
-    t.case("ARP for another guest is answered by us", Ingress("vm1"), &Craft::arp_request(VM1, v1, ip("10.0.1.5")), Out::ArpReply(ip("10.0.1.5"), VM1), ArpAnswered, &[]);
-    t.case("ARP with another's address", Ingress("vm1"), &Craft::arp_request(VM1, ip("10.0.1.5"), ip("10.0.1.1")), Out::Drop, SpoofedArp, &[]);
-    t.case("ARP with another's MAC", Ingress("vm1"), &Craft::arp_request(STRANGER, v1, ip("10.0.1.1")), Out::Drop, SpoofedArp, &[]);
-    t.case("ARP for a proxied address is answered on the uplink", Ingress("up"), &Craft::arp_request(ROUTER_MAC, ip("203.0.113.254"), LB), Out::ArpReply(LB, ROUTER_MAC), ArpAnswered, &[]);
-    t.case("other ARP on the uplink is the kernel's", Ingress("up"), &Craft::arp_request(ROUTER_MAC, ip("203.0.113.254"), ip("203.0.113.1")), Out::Pass, NotOurs, &[]);
+    t.case(
+        "ARP for the gateway is answered",
+        Ingress("vm1"),
+        &arp,
+        Out::ArpReply(ip("10.0.1.1"), VM1),
+        ArpAnswered,
+        &[],
+    );
+    t.case(
+        "ARP for another guest is answered by us",
+        Ingress("vm1"),
+        &Craft::arp_request(VM1, v1, ip("10.0.1.5")),
+        Out::ArpReply(ip("10.0.1.5"), VM1),
+        ArpAnswered,
+        &[],
+    );
+    t.case(
+        "ARP with another's address",
+        Ingress("vm1"),
+        &Craft::arp_request(VM1, ip("10.0.1.5"), ip("10.0.1.1")),
+        Out::Drop,
+        SpoofedArp,
+        &[],
+    );
+    t.case(
+        "ARP with another's MAC",
+        Ingress("vm1"),
+        &Craft::arp_request(STRANGER, v1, ip("10.0.1.1")),
+        Out::Drop,
+        SpoofedArp,
+        &[],
+    );
+    t.case(
+        "ARP for a proxied address is answered on the uplink",
+        Ingress("up"),
+        &Craft::arp_request(ROUTER_MAC, ip("203.0.113.254"), LB),
+        Out::ArpReply(LB, ROUTER_MAC),
+        ArpAnswered,
+        &[],
+    );
+    t.case(
+        "other ARP on the uplink is the kernel's",
+        Ingress("up"),
+        &Craft::arp_request(ROUTER_MAC, ip("203.0.113.254"), ip("203.0.113.1")),
+        Out::Pass,
+        NotOurs,
+        &[],
+    );
 
     // The world.
-    t.case("what is not ours is untouched", Ingress("up"), &world(ip("203.0.113.1")).tcp(1, 22, TcpFlags::SYN, 1, 0, b""), Out::Pass, NotOurs, &[]);
-    t.case("a port nobody owns", Ingress("up"), &world(LB).tcp(1, 65100, TcpFlags::SYN, 1, 0, b""), Out::Drop, NoListener, &[]);
-    t.case("a public address in no use", Ingress("up"), &world(ip("203.0.113.30")).tcp(1, 80, TcpFlags::SYN, 1, 0, b""), Out::Drop, NoListener, &[]);
-    t.case("a guest to our own frontend", Ingress("vm1"), &from(VM1, "10.0.1.4", "203.0.113.20").tcp(1, 443, TcpFlags::SYN, 1, 0, b""), Out::Drop, Hairpin, &[]);
-    t.case("mid-stream without a flow", Ingress("vm1"), &vm1.tcp(40009, 80, TcpFlags::ACK, 1, 1, b"x"), Out::Drop, NoFlow, &[]);
+    t.case(
+        "what is not ours is untouched",
+        Ingress("up"),
+        &world(ip("203.0.113.1")).tcp(1, 22, TcpFlags::SYN, 1, 0, b""),
+        Out::Pass,
+        NotOurs,
+        &[],
+    );
+    t.case(
+        "a port nobody owns",
+        Ingress("up"),
+        &world(LB).tcp(1, 65100, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        NoListener,
+        &[],
+    );
+    t.case(
+        "a public address in no use",
+        Ingress("up"),
+        &world(ip("203.0.113.30")).tcp(1, 80, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        NoListener,
+        &[],
+    );
+    t.case(
+        "a guest to our own frontend",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "203.0.113.20").tcp(1, 443, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        Hairpin,
+        &[],
+    );
+    t.case(
+        "mid-stream without a flow",
+        Ingress("vm1"),
+        &vm1.tcp(40009, 80, TcpFlags::ACK, 1, 1, b"x"),
+        Out::Drop,
+        NoFlow,
+        &[],
+    );
 
     // The host.
-    t.case("DNS of the host", Ingress("vm1"), &from(VM1, "10.0.1.4", "10.0.1.1").udp(1234, 53, b"q"), Out::Pass, NewFlow, &[]);
-    t.case("its answer", HostEgress("vm1"), &Craft::new(GATEWAY_MAC, ip("10.0.1.1"), VM1, v1).udp(53, 1234, b"a"), Out::Pass, FromHost, &[]);
-    t.case("SSH of the host", Ingress("vm1"), &from(VM1, "10.0.1.4", "10.0.1.1").tcp(1234, 22, TcpFlags::SYN, 1, 0, b""), Out::Drop, HostAccess, &[]);
-    t.case("the host to a guest passes its groups", HostEgress("vm1"), &Craft::new(GATEWAY_MAC, ip("10.0.1.1"), VM1, v1).tcp(9, 80, TcpFlags::SYN, 1, 0, b""), Out::Pass, NewFlow, &[WEB_VNET_IN]);
-    t.case("and is denied by them", HostEgress("vm3"), &Craft::new(GATEWAY_MAC, ip("10.0.2.1"), VM3, ip("10.0.2.4")).tcp(9, 80, TcpFlags::SYN, 1, 0, b""), Out::Drop, DeniedByRule, &["db/Inbound/securityRules/DenyVnet"]);
+    t.case(
+        "DNS of the host",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "10.0.1.1").udp(1234, 53, b"q"),
+        Out::Pass,
+        NewFlow,
+        &[],
+    );
+    t.case(
+        "its answer",
+        HostEgress("vm1"),
+        &Craft::new(GATEWAY_MAC, ip("10.0.1.1"), VM1, v1).udp(53, 1234, b"a"),
+        Out::Pass,
+        FromHost,
+        &[],
+    );
+    t.case(
+        "SSH of the host",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "10.0.1.1").tcp(1234, 22, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        HostAccess,
+        &[],
+    );
+    t.case(
+        "the host to a guest passes its groups",
+        HostEgress("vm1"),
+        &Craft::new(GATEWAY_MAC, ip("10.0.1.1"), VM1, v1).tcp(9, 80, TcpFlags::SYN, 1, 0, b""),
+        Out::Pass,
+        NewFlow,
+        &[WEB_VNET_IN],
+    );
+    t.case(
+        "and is denied by them",
+        HostEgress("vm3"),
+        &Craft::new(GATEWAY_MAC, ip("10.0.2.1"), VM3, ip("10.0.2.4")).tcp(9, 80, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        DeniedByRule,
+        &["db/Inbound/securityRules/DenyVnet"],
+    );
 
     // Refused by name.
-    t.case("metadata of the cloud", Ingress("vm1"), &from(VM1, "10.0.1.4", "169.254.169.254").tcp(1, 80, TcpFlags::SYN, 1, 0, b""), Out::Drop, PlatformAddress, &[]);
-    t.case("multicast", Ingress("vm1"), &from(VM1, "10.0.1.4", "224.0.0.251").udp(5353, 5353, b""), Out::Drop, Broadcast, &[]);
-    t.case("an address without a guest", Ingress("vm1"), &from(VM1, "10.0.1.4", "10.0.1.99").udp(1, 1, b""), Out::Drop, NoGuest, &[]);
+    t.case(
+        "metadata of the cloud",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "169.254.169.254").tcp(1, 80, TcpFlags::SYN, 1, 0, b""),
+        Out::Drop,
+        PlatformAddress,
+        &[],
+    );
+    t.case(
+        "multicast",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "224.0.0.251").udp(5353, 5353, b""),
+        Out::Drop,
+        Broadcast,
+        &[],
+    );
+    t.case(
+        "an address without a guest",
+        Ingress("vm1"),
+        &from(VM1, "10.0.1.4", "10.0.1.99").udp(1, 1, b""),
+        Out::Drop,
+        NoGuest,
+        &[],
+    );
     let mut dying = vm1.clone();
     dying.ttl = 1;
-    t.case("a TTL of one ends here", Ingress("vm1"), &dying.tcp(40000, 80, TcpFlags::ACK, 2, 10, b""), Out::Drop, TtlExpired, &[]);
+    t.case(
+        "a TTL of one ends here",
+        Ingress("vm1"),
+        &dying.tcp(40000, 80, TcpFlags::ACK, 2, 10, b""),
+        Out::Drop,
+        TtlExpired,
+        &[],
+    );
     let mut fragment = vm1.udp(5000, 53, b"fragment");
     fragment[20] = 0x20;
     t.case("a fragment", Ingress("vm1"), &fragment, Out::Drop, Fragment, &[]);

@@ -285,13 +285,14 @@ impl<'a> Edge<'a> {
                 if frontends.is_empty() {
                     continue; // An IPv6 rule.
                 }
-                let idle_class = match rule.idle_timeout_seconds.map_or(Ok(0), |seconds| registry.idle_class(seconds)) {
-                    Ok(class) => class,
-                    Err(full) => {
-                        self.error(place.clone(), full.to_string());
-                        continue;
-                    }
-                };
+                let idle_class =
+                    match rule.idle_timeout_seconds.map_or(Ok(0), |seconds| registry.idle_class(seconds)) {
+                        Ok(class) => class,
+                        Err(full) => {
+                            self.error(place.clone(), full.to_string());
+                            continue;
+                        }
+                    };
                 let mut members = Vec::new();
                 for member in &balancer.pools[rule.pool].members {
                     let Some(&number) = self.numbers.get(member) else { continue };

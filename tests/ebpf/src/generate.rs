@@ -9,8 +9,9 @@ use aya_ebpf::programs::XdpContext;
 use crate::frame::{self, Headers, fold, words};
 use crate::layout::{
     FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, FRAME_BYTES, GUEST_MAC, GUESTS, Generator,
-    PICK_RANDOM, Picked, SENT_TTL, SOCKETS,
+    PATIENCE_NS, PICK_RANDOM, Picked, SENT_TTL, SOCKETS, WINDOW,
 };
+use crate::sink::ARRIVED;
 
 #[btf_map]
 pub static GENERATOR: Array<Generator, 1> = Array::new();
@@ -51,14 +52,7 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
 fn pick(picked: &mut Picked, told: &Generator) -> Option<u32> {
     let mut s = picked.state;
     if told.pick != PICK_RANDOM {
-        // SAFETY: a helper without arguments.
-        let now = unsafe { bpf_ktime_get_ns() };
-        if s > told.flow_mask as u64 || now.wrapping_sub(picked.last_ns) < told.gap_ns as u64 {
-            return None;
-        }
-        picked.last_ns = now;
-        picked.state = s + 1;
-        return Some(s as u32);
+        return next(picked, told);
     }
     // xorshift64*; its upper half is the good one.
     s ^= s >> 12;
@@ -66,6 +60,31 @@ fn pick(picked: &mut Picked, told: &Generator) -> Option<u32> {
     s ^= s >> 27;
     picked.state = s;
     Some((s.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32)
+}
+
+/// The next flow in order, if there is one left and the window is open.
+#[inline(always)]
+fn next(picked: &mut Picked, told: &Generator) -> Option<u32> {
+    let sent = picked.state;
+    if sent > told.flow_mask as u64 {
+        return None;
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: one aligned word, written by the sink on another processor.
+    let arrived = unsafe { core::ptr::read_volatile(ARRIVED.get_ptr(0)?) };
+    let arrived = arrived.wrapping_sub(picked.arrived_before);
+    // Below zero when what was given up arrives after all.
+    let under_way = sent.wrapping_sub(picked.lost).wrapping_sub(arrived) as i64;
+    if under_way >= WINDOW {
+        if now.wrapping_sub(picked.last_ns) < PATIENCE_NS {
+            return None;
+        }
+        picked.lost = picked.lost.wrapping_add(under_way as u64);
+    }
+    picked.last_ns = now;
+    picked.state = sent + 1;
+    Some(sent as u32)
 }
 
 #[inline(always)]

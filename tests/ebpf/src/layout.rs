@@ -14,14 +14,11 @@ pub struct Generator {
     pub flow_mask: u32,
     /// `PICK_*`.
     pub pick: u32,
-    /// In order only: how long to wait between packets, so that no ring overflows.
-    pub gap_ns: u32,
     /// Network order.
     pub destination: u32,
     /// The gateway's hardware address.
     pub gateway_mac: [u8; 6],
     pub pad: [u8; 2],
-    pub pad1: u32,
 }
 
 /// Where the generator stands, per CPU.
@@ -32,7 +29,16 @@ pub struct Picked {
     pub state: u64,
     /// In order: when the last one was sent.
     pub last_ns: u64,
+    /// In order: how many had arrived before the first.
+    pub arrived_before: u64,
+    /// In order: packets given up for lost.
+    pub lost: u64,
 }
+
+/// In order no more than this many packets are under way: a veth's ring holds 256.
+pub const WINDOW: i64 = 128;
+/// After so long what has not arrived is lost.
+pub const PATIENCE_NS: u64 = 20_000_000;
 
 /// Each flow once, in the order of their numbers.
 pub const PICK_IN_ORDER: u32 = 0;
@@ -87,8 +93,8 @@ pub const FRAME_BYTES: usize = 60;
 pub const SENT_TTL: u8 = 64;
 
 const _: () = {
-    assert!(size_of::<Generator>() == 32);
-    assert!(size_of::<Picked>() == 16);
+    assert!(size_of::<Generator>() == 24);
+    assert!(size_of::<Picked>() == 32);
     assert!(size_of::<Bare>() == 16);
     assert!(size_of::<Expected>() == 12);
     assert!(size_of::<Seen>() == 32);

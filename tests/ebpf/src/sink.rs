@@ -14,6 +14,10 @@ pub static EXPECTED: Array<Expected, 1> = Array::new();
 #[btf_map]
 pub static SEEN: PerCpuArray<Seen, 1> = PerCpuArray::new();
 
+/// `Seen::packets` of the processor that counts, for the generator on another one to see.
+#[btf_map]
+pub static ARRIVED: Array<u64, 1> = Array::new();
+
 const UDP: u8 = 17;
 
 #[xdp]
@@ -36,6 +40,10 @@ pub fn pcb_sink(ctx: XdpContext) -> u32 {
         return XDP_DROP;
     }
     seen.packets += 1;
+    if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
+        // SAFETY: one aligned word; the gateway's processor is the only one that writes it.
+        unsafe { core::ptr::write_volatile(arrived, seen.packets) };
+    }
     if headers.source_address == words(expected.public) {
         seen.translated += 1;
     }

@@ -32,11 +32,16 @@ impl KernelBackend {
             namespace.ip(&format!("link set dev {device} up"))?;
             namespace.ip(&format!("link set dev peer{number} up"))?;
         }
-        let indices: BTreeMap<String, u32> =
-            devices.iter().map(|d| Ok((d.to_string(), namespace.ifindex(d)?))).collect::<anyhow::Result<_>>()?;
+        let indices: BTreeMap<String, u32> = devices
+            .iter()
+            .map(|d| Ok((d.to_string(), namespace.ifindex(d)?)))
+            .collect::<anyhow::Result<_>>()?;
         namespace.enter(|| {
             let gateway = Gateway::compile(yaml, |name| indices.get(name).copied())?;
-            let mut datapath = Datapath::open(&bpffs.path().join("portcullis"), &LoadOptions { flow_buckets: 1 << 12, ..Default::default() })?;
+            let mut datapath = Datapath::open(
+                &bpffs.path().join("portcullis"),
+                &LoadOptions { flow_buckets: 1 << 12, ..Default::default() },
+            )?;
             datapath.install(&gateway.image())?;
             for (index, hop) in gateway.next_hops() {
                 datapath.set_next_hop(index, &hop)?;

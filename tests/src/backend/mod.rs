@@ -74,12 +74,13 @@ pub struct Gateway {
 impl Gateway {
     /// Compiles `yaml` for devices with these interface indices, as generation 1. The one uplink has the default route.
     pub fn compile(yaml: &str, ifindex: impl Fn(&str) -> Option<u32>) -> anyhow::Result<Self> {
-        let loaded =
-            policy::parse("test.yaml", yaml).map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
+        let loaded = policy::parse("test.yaml", yaml)
+            .map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
         let network = loaded.network;
         let uplink = network.uplinks.first().context("the policy has no uplink")?.device.clone();
         let mut facts = HostFacts::default();
-        let names = network.interfaces.iter().map(|i| &i.device).chain(network.uplinks.iter().map(|u| &u.device));
+        let names =
+            network.interfaces.iter().map(|i| &i.device).chain(network.uplinks.iter().map(|u| &u.device));
         for (number, name) in names.enumerate() {
             let ifindex = ifindex(name).with_context(|| format!("no device {name}"))?;
             let mac = [0x02, 0, 0, 0, 0xaa, number as u8];
@@ -89,7 +90,9 @@ impl Gateway {
         let mut registry = Registry::default();
         let compiled = compile::compile(&network, &facts, &mut registry, &Ownership::default(), 1)
             .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
-        let world_hop = registry.next_hop(&format!("world:{uplink}/203.0.113.254")).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let world_hop = registry
+            .next_hop(&format!("world:{uplink}/203.0.113.254"))
+            .map_err(|e| anyhow::anyhow!("{e:?}"))?;
         Ok(Self { compiled, registry, devices: facts.devices, uplink, world_hop })
     }
 

@@ -105,13 +105,13 @@ impl Portcullis {
         Ok(())
     }
 
-    /// Makes the datapath know `flows` flows, by their first packets.
-    pub fn open_flows(&mut self, flows: u32) -> anyhow::Result<()> {
-        if self.known() >= flows {
+    /// Makes the datapath know `flows` flows, by their first packets; at least `enough` of them.
+    pub fn open_flows(&mut self, flows: u32, enough: u32) -> anyhow::Result<()> {
+        if self.known() >= enough {
             return Ok(());
         }
         let table = &self.flows;
-        let opened = self.rig.open_flows(flows, |_| Ok(known(table)));
+        let opened = self.rig.open_flows(flows, enough, |_| Ok(known(table)));
         opened.with_context(|| format!("the datapath counted {}", self.counts()))
     }
 

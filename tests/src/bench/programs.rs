@@ -61,10 +61,13 @@ impl Programs {
 
     /// Where the generator begins: a position in the order, or a state of its random numbers.
     pub fn seek(&mut self, state: u64) -> anyhow::Result<()> {
+        let map = self.ebpf.map("ARRIVED").context("the object has no map ARRIVED")?;
+        let map: Array<&MapData, u64> = map.try_into().context("ARRIVED")?;
+        let picked =
+            Picked { state, arrived_before: map.get(&0, 0).context("ARRIVED")?, ..Picked::default() };
         let map = self.ebpf.map_mut("PICKED").context("the object has no map PICKED")?;
         let mut map: PerCpuArray<&mut MapData, Picked> = map.try_into().context("PICKED")?;
         let processors = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
-        let picked = Picked { state, last_ns: 0 };
         map.set(0, PerCpuValues::try_from(vec![picked; processors])?, 0).context("PICKED")
     }
 

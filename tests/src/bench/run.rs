@@ -44,6 +44,14 @@ fn measure_size(
         }
         tell(options, &format!("{}: opening {} flows", kind.figure(size), size.flows()));
         let verified = candidates.open(kind, size).with_context(|| kind.title())?;
+        if verified.live_flows < size.flows() {
+            let missing = size.flows() - verified.live_flows;
+            report.notes.push(format!(
+                "{}: {missing} of {} flows were refused",
+                kind.figure(size),
+                size.flows()
+            ));
+        }
         report.verified.push(verified);
         kinds.push(kind);
     }
