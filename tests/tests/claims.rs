@@ -187,7 +187,7 @@ fn hammer(backend: &mut KernelBackend) {
                 let base = 2000 + cpu * 30000;
                 let mut held = std::collections::VecDeque::new();
                 let mut index_of = std::collections::HashMap::new();
-                for round in 0..250_000u32 {
+                for round in 0..500_000u32 {
                     let source_port = base + (round % 30000) as u16;
                     let frame = syn(source_port);
                     let out = match hook {
@@ -233,7 +233,7 @@ fn hammer(backend: &mut KernelBackend) {
     });
     let claims = ledger.claims.load(SeqCst);
     println!("{name}: {claims} claims, {} refusals", ledger.refusals.load(SeqCst));
-    assert!(claims > 490_000, "{name}: {claims} of 500,000 claims succeeded");
+    assert!(claims > 990_000, "{name}: {claims} of 1,000,000 claims succeeded");
     assert_eq!(claims, ledger.releases.load(SeqCst));
     assert_eq!(table.iter().count(), 0, "{name}: records left");
     let again = (0..1100u16).filter(|p| {

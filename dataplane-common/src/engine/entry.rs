@@ -46,7 +46,9 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
         return not_ipv4(packet, env, ctx, layer3, device.network);
     }
-    if !packet.pull(ctx.l3 as u32 + 20) {
+    // As much as the longest IPv4 header and a TCP header need, or all there is.
+    let headers = ctx.l3 as u32 + 60 + 20;
+    if !packet.pull(if headers < ctx.length { headers } else { ctx.length }) {
         return drop_unless_uplink(env, ctx, Reason::Malformed);
     }
     if let Err(reason) = parse::ipv4(packet, ctx) {

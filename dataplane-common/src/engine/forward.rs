@@ -17,7 +17,7 @@ use crate::tcp_state::{self, State};
 
 /// The settings of the generation this packet is decided by.
 #[inline(always)]
-pub fn settings<'a>(control: &'a Control, generation: u32) -> &'a Settings {
+pub fn settings(control: &Control, generation: u32) -> &Settings {
     // SAFETY: two elements, the index is a parity.
     unsafe { &*control.settings.as_ptr().add((generation & 1) as usize) }
 }
@@ -56,7 +56,7 @@ fn exit(hop: &NextHop, now: u32) -> Exit {
 
 /// Forwards a packet that hit `record`. `None`: the record was recycled while we read it, the packet is a miss.
 #[inline(always)]
-pub fn established<P: Packet, E: Env>(
+pub(super) fn established<P: Packet, E: Env>(
     packet: &P,
     env: &E,
     ctx: &mut Context,

@@ -70,7 +70,7 @@ impl<V: Copy> Prefixes<V> {
     pub fn insert(&mut self, length: u8, address: u32, value: V) {
         let position = self.lengths.iter().position(|(l, _)| *l == length).unwrap_or_else(|| {
             self.lengths.push((length, HashMap::new()));
-            self.lengths.sort_by(|a, b| b.0.cmp(&a.0));
+            self.lengths.sort_by_key(|(length, _)| core::cmp::Reverse(*length));
             self.lengths.iter().position(|(l, _)| *l == length).unwrap_or(0)
         });
         self.lengths[position].1.insert(mask(address, length), value);
