@@ -5,3 +5,4 @@ pub mod bench;
 pub mod edge;
 pub mod lab;
 pub mod model;
+pub mod quickstart;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portcullis_tests::bench;
+use portcullis_tests::{bench, quickstart};
 
 /// The lab of Portcullis; `cargo xtask` builds and runs it.
 #[derive(Debug, Parser)]
@@ -16,11 +16,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Arguments),
+    Quickstart(quickstart::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Bench(arguments) => bench::execute(&arguments),
+        Command::Quickstart(arguments) => quickstart::execute(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

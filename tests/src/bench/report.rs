@@ -11,8 +11,6 @@ use super::run::load_average;
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
     pub name: String,
-    #[serde(skip)]
-    pub title: String,
     /// Median of the rounds.
     pub value: f64,
     pub unit: &'static str,
@@ -142,7 +140,6 @@ mod tests {
     fn json_has_what_was_asked_for_and_the_table_what_was_measured() {
         let figure = |name: &str, asked_for| Figure {
             name: name.to_owned(),
-            title: String::new(),
             value: 1.25,
             unit: "Mpps",
             rounds: 1,

@@ -113,7 +113,6 @@ fn figures(kinds: &[Kind], samples: &[Vec<Sample>], size: Size, options: &Option
         let name = kind.figure(size);
         let ratio = |to: &Option<Vec<f64>>| to.as_ref().and_then(|to| paired_ratio(&rates, to));
         report.figures.push(Figure {
-            title: format!("{}, {} flows", kind.title(), size.label()),
             value: median(&rates).unwrap_or_default(),
             unit: "Mpps",
             rounds: rates.len(),
@@ -153,7 +152,6 @@ fn program_time(
             bare = Some(value);
         }
         report.figures.push(Figure {
-            title: format!("time in the program: {}, {} flows", kind.title(), size.label()),
             value,
             unit: "ns",
             rounds: samples.len(),
