@@ -5,9 +5,10 @@
 /// Nanoseconds are shifted right by this to get ticks.
 pub const TICK_SHIFT: u32 = 26;
 
-/// A dead record's slot is left alone for this long (half a second), so that a program still working with a copy
-/// of it has ended before the slot is written again.
-pub const GRACE: u32 = 8;
+/// A dead record's slot is left alone for this long (at least 130 ms), so that a program still working with a copy
+/// of it has ended before the slot is written again. A packet that comes just then for a flow that has just died is
+/// refused as `contended`; the shorter this is, the fewer those are.
+pub const GRACE: u32 = 3;
 
 /// Ticks in `seconds`, at least one.
 pub const fn ticks(seconds: u32) -> u32 {

@@ -235,6 +235,11 @@ const _: () = {
     assert!(size_of::<Bucket>() == 512);
     assert!(size_of::<Device>() == 32);
     assert!(size_of::<NextHop>() == 32);
+    // `packet::headers::copy_mac` copies half-words.
+    assert!(
+        core::mem::offset_of!(NextHop, mac).is_multiple_of(2)
+            && core::mem::offset_of!(NextHop, source_mac).is_multiple_of(2)
+    );
     assert!(size_of::<Settings>() == 88 + 128);
     assert!(size_of::<Control>() == 24 + 2 * 216);
     assert!(size_of::<Event>() == 40);

@@ -27,7 +27,6 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     }
     ctx.now = env.now();
     ctx.length = packet.length();
-    ctx.device_mac = device.mac;
     if ctx.side != Side::Host as u8 {
         ctx.side = match device.kind {
             DEVICE_GUEST => Side::Guest as u8,
@@ -44,6 +43,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
         };
     };
     if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
+        ctx.device_mac = device.mac;
         return not_ipv4(packet, env, ctx, layer3, device.network);
     }
     // As much as the longest IPv4 header and a TCP header need, or all there is.

@@ -9,7 +9,7 @@ use crate::layout::{
     Control, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
     KIND_MAPPING, NextHop, Settings, WORLD,
 };
-use crate::packet::headers::{FIN, RST, SYN, TCP};
+use crate::packet::headers::{FIN, RST, SYN, TCP, same_mac};
 use crate::packet::rewrite::{Tuple, translate};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
@@ -85,7 +85,9 @@ pub(super) fn established<P: Packet, E: Env>(
         let from = env.next_hop(ingress as u32)?;
         // SAFETY: the element lives as long as the map.
         let from = unsafe { &*from };
-        if from.ifindex != ctx.ifindex || from.mac != ctx.source_mac {
+        // SAFETY: both stand at even addresses in records whose layout is fixed.
+        let same = unsafe { same_mac(&raw const from.mac, &raw const ctx.source_mac) };
+        if from.ifindex != ctx.ifindex || !same {
             return Some(drop(env, ctx, Reason::Spoofed));
         }
     }

@@ -109,6 +109,9 @@ pub struct Context {
     pub claim: FlowKey,
 }
 
+// `packet::headers::copy_mac` copies half-words.
+const _: () = assert!(core::mem::offset_of!(Context, source_mac).is_multiple_of(2));
+
 pub const NOBODY: u32 = u32::MAX;
 
 /// Between two guests, or host and guest: no translation.

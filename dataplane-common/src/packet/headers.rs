@@ -83,6 +83,33 @@ pub struct Arp {
     pub target: u32,
 }
 
+/// Copies a hardware address by half-words: LLVM makes a call to a byte-wise memmove of `*to = *from` (aya.md fact 5),
+/// which was a fifth of the program at 1 k flows.
+///
+/// # Safety
+/// Both point to six bytes at an even address, as hardware addresses stand in frames and in our records.
+#[inline(always)]
+pub unsafe fn copy_mac(to: *mut [u8; 6], from: *const [u8; 6]) {
+    let (to, from) = (to.cast::<u16>(), from.cast::<u16>());
+    // SAFETY: the caller vouches for both.
+    unsafe {
+        *to = *from;
+        *to.add(1) = *from.add(1);
+        *to.add(2) = *from.add(2);
+    }
+}
+
+/// Are these the same hardware address?
+///
+/// # Safety
+/// As for [`copy_mac`].
+#[inline(always)]
+pub unsafe fn same_mac(a: *const [u8; 6], b: *const [u8; 6]) -> bool {
+    let (a, b) = (a.cast::<u16>(), b.cast::<u16>());
+    // SAFETY: the caller vouches for both.
+    unsafe { *a == *b && *a.add(1) == *b.add(1) && *a.add(2) == *b.add(2) }
+}
+
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 pub const ETHERTYPE_VLAN: u16 = 0x8100;

@@ -42,7 +42,8 @@ pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
     let header = at::<Ethernet>(packet, 0)?;
     // SAFETY: `at` checked the bounds; packed structs have no alignment.
     let header = unsafe { &*header };
-    ctx.source_mac = header.source;
+    // SAFETY: both stand at even addresses: 6 in the frame, 42 in the context.
+    unsafe { copy_mac(&raw mut ctx.source_mac, &raw const header.source) };
     let mut ethertype = u16::from_be(header.ethertype);
     let mut offset = size_of::<Ethernet>();
     ctx.shape = if packet.vlan_offloaded() { SHAPE_VLAN } else { 0 };
@@ -80,13 +81,12 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         return Err(Reason::Malformed);
     }
     // A GSO packet's total length may exceed what is announced per segment, never fall short of the header.
-    if total < ihl as u32 || l3 as u32 + total > packet.length() {
+    if total < ihl as u32 || l3 as u32 + total > ctx.length {
         return Err(Reason::Malformed);
     }
     let l4 = l3 + ihl;
     ctx.l4 = l4 as u16;
     ctx.ttl = header.ttl;
-    ctx.length = packet.length();
     ctx.tcp_flags = 0;
     let protocol = header.protocol;
     ctx.key = FlowKey {

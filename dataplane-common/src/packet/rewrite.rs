@@ -116,9 +116,9 @@ unsafe fn write_ip(ip: *mut Ipv4, addresses: u32, new: &Tuple, forwarded: bool) 
 fn write_macs(packet: &impl Packet, hop: Option<&NextHop>) {
     let Some(hop) = hop else { return };
     let Some(ethernet) = at::<Ethernet>(packet, 0) else { return };
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `at` checked the bounds; a frame begins at an even address, and so do the fields of a next hop.
     unsafe {
-        (*ethernet).destination = hop.mac;
-        (*ethernet).source = hop.source_mac;
+        copy_mac(&raw mut (*ethernet).destination, &raw const hop.mac);
+        copy_mac(&raw mut (*ethernet).source, &raw const hop.source_mac);
     }
 }
