@@ -317,14 +317,12 @@ fn seen(peer: SocketAddr) -> Option<Seen> {
 
 /// The sender of an echo request to `local`.
 fn echo_request(frame: &Frame, local: Ipv4Addr) -> Option<Seen> {
-    match &frame.ip {
-        Some(Ip { source: IpAddr::V4(address), destination, transport, .. })
+    let Ip { source, destination, transport, .. } = frame.ip.as_ref()?;
+    match (source, transport) {
+        (IpAddr::V4(address), Transport::Icmp { kind: 8, id, .. })
             if !frame.outgoing && *destination == IpAddr::V4(local) =>
         {
-            match transport {
-                Transport::Icmp { kind: 8, id, .. } => Some(Seen { address: *address, port: *id }),
-                _ => None,
-            }
+            Some(Seen { address: *address, port: *id })
         }
         _ => None,
     }
