@@ -44,8 +44,12 @@ pub struct Edge {
 impl Edge {
     /// Builds the topology, writes the policy and starts the controller on it.
     pub fn start(spec: &TopologySpec, policy: &str) -> anyhow::Result<Self> {
+        Self::start_in(Topology::build(spec)?, policy)
+    }
+
+    /// The same in a topology that is there already.
+    pub fn start_in(topology: Topology, policy: &str) -> anyhow::Result<Self> {
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
-        let topology = Topology::build(spec)?;
         let bpffs = BpfFs::mount()?;
         let file = bpffs.scratch().write("policy.yaml", policy)?;
         let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, &binary()?, &file))?;
@@ -125,6 +129,17 @@ impl Edge {
             *count = count.saturating_sub(before.get(program).copied().unwrap_or(0));
         }
         Ok(runs)
+    }
+
+    /// Starts the controller again after its end.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.daemon.start()?;
+        self.daemon.wait_ready(READY)
+    }
+
+    /// The policy generation in force.
+    pub fn generation(&self) -> anyhow::Result<u64> {
+        self.ask(&["status"])?["generation"].as_u64().context("status has a generation")
     }
 
     /// Packets of one reason so far.

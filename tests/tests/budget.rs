@@ -18,8 +18,8 @@ const BUDGET: [(&str, u32); 14] = [
     ("pc_tc_icmp", 2_000),
     ("pc_xdp_fragment", 1_500),
     ("pc_tc_fragment", 1_500),
-    ("pc_redirect_err", 50),
-    ("pc_devmap_xmit", 50),
+    ("pc_redirect_err", 150),
+    ("pc_devmap_xmit", 150),
 ];
 
 #[test]

@@ -73,7 +73,6 @@ fn assert_clean(wire: &Sniffer) {
 
 #[test]
 fn containers_on_untouched_veth_use_tc_and_keep_their_offloads() {
-    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
     let spec = TopologySpec::container_veth(2);
     let edge = start(&spec, WithHook::Auto, |_| {});
     let (vm1, vm2, internet) =
@@ -159,7 +158,6 @@ fn v4_at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
 
 #[test]
 fn virtual_machines_on_taps_of_a_bridge_with_partial_checksums_work() {
-    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
     let spec = TopologySpec::bridged_taps(2);
     let edge = start(&spec, WithHook::Auto, |_| {});
     let (gateway, internet) = (edge.topology.gateway(), edge.topology.internet());

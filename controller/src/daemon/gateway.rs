@@ -142,6 +142,9 @@ impl Gateway {
             for note in installed.notes {
                 log::warn!("{note}");
             }
+            // Before guests find a gateway here: a host that forwards would carry their packets out as they are.
+            let wanted = attach_plan(&plan.choices);
+            tell(&block_in_place(|| datapath.attach_guards(&wanted))?);
             let prepared =
                 hosts::prepare(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal)
                     .await?;
@@ -151,7 +154,6 @@ impl Gateway {
             for (ifindex, router) in world.doubtful(&view) {
                 let _ = host.probe(ifindex, router).await;
             }
-            let wanted = attach_plan(&plan.choices);
             match block_in_place(|| datapath.attach(&wanted)) {
                 Ok(done) => {
                     tell(&done);

@@ -177,6 +177,50 @@ impl Datapath {
         }
     }
 
+    /// Attaches the guards of the plan's uplinks where there are none, and nothing else; [`Datapath::attach`] finds them
+    /// there. For a first start, before the host is prepared: with a gateway address on a guest's device, a host that
+    /// forwards would carry the guest's packets out as they are.
+    ///
+    /// # Errors
+    /// As [`Datapath::attach`].
+    pub fn attach_guards(&mut self, plan: &AttachPlan) -> anyhow::Result<Attached> {
+        let mut done = Attached::default();
+        for device in plan.devices.iter().filter(|device| device.role == Role::Uplink) {
+            // One that is there, of an earlier load, is as good until everything changes at once.
+            match self.has_link(device.ifindex, Hook::Egress).and_then(|there| {
+                if there { Ok(None) } else { self.attach_one(device, Hook::Egress, plan.tc).map(Some) }
+            }) {
+                Ok(step) => done.steps.extend(step),
+                Err(error) => {
+                    self.undo(done);
+                    return Err(error);
+                }
+            }
+        }
+        self.stages_in_use |= !done.steps.is_empty();
+        Ok(done)
+    }
+
+    fn has_link(&self, ifindex: u32, hook: Hook) -> anyhow::Result<bool> {
+        let Some(pin) = self.pins.find_link(ifindex, hook)? else { return Ok(false) };
+        let link = sys::open_pin(&pin).with_context(|| format!("BPF_OBJ_GET {}", pin.display()))?;
+        let Some(link) = link else { return Ok(false) };
+        let state =
+            sys::link_info(link.as_fd()).with_context(|| format!("asking about {}", pin.display()))?;
+        // Else the device it was on is gone, and another has its index.
+        Ok(state.ifindex == ifindex)
+    }
+
+    fn attach_one(&mut self, device: &AttachDevice, hook: Hook, tc: TcBackend) -> anyhow::Result<Step> {
+        let what = format!("{} on {} ({})", device.role.program(hook), device.name, hook.label());
+        let step = if hook != Hook::Xdp && clsact::wanted(tc) {
+            self.attach_clsact(device, hook, what.clone())
+        } else {
+            self.attach_link(device, hook, what.clone())
+        };
+        step.with_context(|| format!("attaching {what}"))
+    }
+
     fn attach_all(&mut self, plan: &AttachPlan, done: &mut Attached) -> anyhow::Result<()> {
         let mut seen = BTreeSet::new();
         for device in &plan.devices {
@@ -190,13 +234,7 @@ impl Datapath {
             .filter(|(d, hook)| (d.role, *hook) != (Role::Uplink, Hook::Egress));
         let order: Vec<(&AttachDevice, Hook)> = guards.chain(others).collect();
         for (device, hook) in order {
-            let what = format!("{} on {} ({})", device.role.program(hook), device.name, hook.label());
-            let step = if hook != Hook::Xdp && clsact::wanted(plan.tc) {
-                self.attach_clsact(device, hook, what.clone())
-            } else {
-                self.attach_link(device, hook, what.clone())
-            };
-            done.steps.push(step.with_context(|| format!("attaching {what}"))?);
+            done.steps.push(self.attach_one(device, hook, plan.tc)?);
         }
         self.attach_tracepoints(done);
         Ok(())

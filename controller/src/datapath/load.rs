@@ -12,6 +12,7 @@ use nix::fcntl::Flock;
 use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop};
 
 use super::control::ControlWord;
+use super::kernel_types::Namespace;
 use super::object::{self, GENERATION, PINNED, STAGED, STAGES, Shapes};
 use super::pins::{self, Pins};
 use super::sys;
@@ -104,6 +105,19 @@ impl Datapath {
         let log_level = options.log_level as u8;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("FLOWS", buckets).override_global(aya_log::LEVEL, &log_level, false);
+        let (namespace, note) = match Namespace::here() {
+            Ok(namespace) => (namespace, None),
+            // The counters then tell of the whole machine; nothing else depends on it.
+            Err(error) => (
+                Namespace { inode: 0, device_net: 0, net_inode: 0 },
+                Some(format!("losses are counted for the whole machine: {error:#}")),
+            ),
+        };
+        notes.extend(note);
+        loader
+            .override_global("NETNS_INODE", &namespace.inode, true)
+            .override_global("DEVICE_NET_OFFSET", &namespace.device_net, true)
+            .override_global("NET_INODE_OFFSET", &namespace.net_inode, true);
         for name in PINNED {
             loader.map_pin_path(name, pins.map(name));
         }

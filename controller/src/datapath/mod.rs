@@ -23,6 +23,7 @@ mod events;
 mod flow_table;
 mod generation;
 mod inspect;
+mod kernel_types;
 mod load;
 mod next_hops;
 mod object;

@@ -20,7 +20,7 @@ use crate::flows::{address, protocol_name};
 #[serde(rename_all = "camelCase")]
 pub struct Drops {
     pub reasons: Vec<ReasonCount>,
-    /// What the kernel lost after a redirect by XDP; its tracepoints tell of the whole machine.
+    /// What the kernel lost after a redirect by XDP in this network namespace, by its tracepoints.
     pub lost: Vec<Lost>,
     /// Sampled drops since the daemon's start, newest first, at most 256.
     pub recent: Vec<RecentDrop>,
@@ -151,10 +151,8 @@ impl Drops {
         }
         let mut text = table.render("no packet has come yet");
         for lost in &self.lost {
-            text += &format!(
-                "{} packets lost by the kernel after an XDP redirect, on the whole machine ({})\n",
-                lost.packets, lost.at
-            );
+            text +=
+                &format!("{} packets lost by the kernel after an XDP redirect ({})\n", lost.packets, lost.at);
         }
         if !self.recent.is_empty() {
             let mut table =

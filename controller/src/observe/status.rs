@@ -46,7 +46,7 @@ pub struct Status {
     pub routes: usize,
     pub flows: FlowUse,
     pub reaper: ReaperReport,
-    /// What the kernel lost after a redirect by XDP; its tracepoints tell of the whole machine.
+    /// What the kernel lost after a redirect by XDP in this network namespace, by its tracepoints.
     pub lost: Vec<Lost>,
     /// Other firewalls on this host, which forwarded packets bypass.
     pub firewalls: Vec<OtherFirewall>,

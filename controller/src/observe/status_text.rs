@@ -45,7 +45,7 @@ impl Status {
             ),
         );
         let lost: u64 = self.lost.iter().map(|lost| lost.packets).sum();
-        line("lost", format!("{lost} packets by the kernel after a redirect, on the whole machine"));
+        line("lost", format!("{lost} packets by the kernel after a redirect"));
         for firewall in &self.firewalls {
             line(
                 "warning",
