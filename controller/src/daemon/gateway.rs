@@ -258,6 +258,9 @@ impl Gateway {
             })?
         };
         self.state.save(&plan.registry, &plan.compiled.ownership)?;
+        // A new uplink is guarded before a new guest finds a gateway here, as at the first start.
+        let guards = attach_plan(&plan.choices);
+        tell(&block_in_place(|| self.shared.datapath_mut().attach_guards(&guards))?);
         let prepared = hosts::prepare(
             &self.host,
             &loaded.network,
@@ -275,6 +278,10 @@ impl Gateway {
             Ok(prepared) => Ok((plan, prepared)),
             Err(error) => {
                 self.take_back().await;
+                if let Err(error) = block_in_place(|| self.shared.datapath_mut().detach_stale(&self.attached))
+                {
+                    log::warn!("taking back the guards of new uplinks: {error:#}");
+                }
                 Err(error.into())
             }
         }
