@@ -54,6 +54,44 @@ pub struct Bare {
     pub source_mac: [u8; 6],
 }
 
+/// What the two flow tables' programs are told; one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Table {
+    /// Secrets of the hash over records.
+    pub seed: [u64; 2],
+    /// Number of buckets of records less one; the number is a power of two.
+    pub bucket_mask: u32,
+    /// Where everything goes.
+    pub ifindex: u32,
+    pub destination_mac: [u8; 6],
+    pub source_mac: [u8; 6],
+    pub pad: [u8; 4],
+}
+
+/// What stands beside a key: a `HalfRecord` without it, as the value of a kernel hash or within a record.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Entry {
+    pub ctl: u64,
+    pub peer: u32,
+    pub deadline: u32,
+    pub next_hop: u16,
+    pub ingress: u16,
+    pub new_source: u32,
+    pub new_destination: u32,
+    pub new_source_port: u16,
+    pub new_destination_port: u16,
+    pub rule: u32,
+    pub packets: u32,
+    pub bytes: u64,
+}
+
+/// The network of the keys.
+pub const TABLE_NETWORK: u16 = 1;
+/// Ticks that an entry lives after its last packet: a day, longer than any run.
+pub const TABLE_IDLE: u32 = ((86_400 * 1_000_000_000u64) >> 26) as u32;
+
 /// What the sink expects; one element.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -96,6 +134,8 @@ const _: () = {
     assert!(size_of::<Generator>() == 24);
     assert!(size_of::<Picked>() == 32);
     assert!(size_of::<Bare>() == 16);
+    assert!(size_of::<Table>() == 40);
+    assert!(size_of::<Entry>() == 48);
     assert!(size_of::<Expected>() == 12);
     assert!(size_of::<Seen>() == 32);
 };

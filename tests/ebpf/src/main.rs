@@ -15,6 +15,8 @@ mod generate;
 mod layout;
 #[cfg(target_arch = "bpf")]
 mod sink;
+#[cfg(target_arch = "bpf")]
+mod table;
 
 /// Never reached: the build fails when a panic is linked in (xtask's ELF lint).
 #[cfg(target_arch = "bpf")]

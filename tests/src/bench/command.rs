@@ -17,6 +17,9 @@ pub struct Arguments {
     /// Only this figure, such as `established_64k`, with what it is compared with; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Also a minimal NAT over a kernel hash and over records: which flow table is faster
+    #[arg(long, conflicts_with = "only")]
+    tables: bool,
     /// Rounds in which every candidate is measured once
     #[arg(long)]
     rounds: Option<usize>,
@@ -40,6 +43,7 @@ impl Arguments {
     fn options(&self) -> anyhow::Result<Options> {
         let mut options = if self.quick { Options::quick() } else { Options::default() };
         options.only.clone_from(&self.only);
+        options.tables = self.tables;
         if let Some(rounds) = self.rounds {
             ensure!(rounds > 0, "--rounds 0 measures nothing");
             options.rounds = rounds;

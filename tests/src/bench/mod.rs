@@ -6,7 +6,8 @@
 //!  first processor            last processor: the NAPI of the gateway's device is a thread there
 //! ```
 //!
-//! A candidate (bare XDP redirect, nftables masquerade, Portcullis under XDP, Portcullis under TC) is measured in
+//! A candidate (bare XDP redirect, nftables masquerade, Portcullis under XDP, Portcullis under TC; when asked for, a
+//! minimal NAT over either kind of flow table) is measured in
 //! namespaces of its own. With each number of flows all candidates are made to know the flows first, which is counted
 //! and whose packets are checked, and then measured in turns: only ratios within a round mean anything on a machine
 //! with neighbours.
@@ -29,6 +30,7 @@ mod rig;
 mod run;
 mod statistics;
 mod stop;
+mod table;
 
 pub use command::{Arguments, execute};
 pub use plan::{Options, Size};

@@ -32,10 +32,15 @@ pub(super) enum Kind {
     Nftables,
     Xdp,
     Tc,
+    /// A minimal NAT over a kernel hash.
+    TableHash,
+    /// The same over buckets of records.
+    TableRecords,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Bare, Kind::Nftables, Kind::Xdp, Kind::Tc];
+    pub const ALL: [Kind; 6] =
+        [Kind::Bare, Kind::Nftables, Kind::Xdp, Kind::Tc, Kind::TableHash, Kind::TableRecords];
 
     pub const fn title(self) -> &'static str {
         match self {
@@ -43,6 +48,8 @@ impl Kind {
             Kind::Nftables => "nftables masquerade",
             Kind::Xdp => "Portcullis, XDP",
             Kind::Tc => "Portcullis, TC",
+            Kind::TableHash => "minimal NAT, kernel hash",
+            Kind::TableRecords => "minimal NAT, records",
         }
     }
 
@@ -53,6 +60,8 @@ impl Kind {
             Kind::Nftables => "nft",
             Kind::Xdp => "established",
             Kind::Tc => "tc_established",
+            Kind::TableHash => "table_hash",
+            Kind::TableRecords => "table_records",
         };
         format!("{stem}_{}", size.label())
     }
@@ -85,6 +94,8 @@ pub struct Options {
     pub ramp: Duration,
     /// Names of figures; empty is all of them.
     pub only: Vec<String>,
+    /// Measure the two flow tables too.
+    pub tables: bool,
     /// Measure time inside the programs too.
     pub program_time: bool,
     /// Tell on standard error what is being done.
@@ -100,6 +111,7 @@ impl Default for Options {
             window: Duration::from_secs(1),
             ramp: Duration::from_millis(50),
             only: Vec::new(),
+            tables: false,
             program_time: true,
             progress: true,
         }
@@ -150,7 +162,12 @@ impl Options {
 
     /// Is this one to be measured? The bare redirect and nftables always are: the others are given as shares of them.
     pub(super) fn wants(&self, kind: Kind, size: Size) -> bool {
-        matches!(kind, Kind::Bare | Kind::Nftables) || self.reports(&kind.figure(size))
+        match kind {
+            Kind::Bare | Kind::Nftables => true,
+            // They answer another question, so they are not part of "all".
+            Kind::TableHash | Kind::TableRecords if self.only.is_empty() => self.tables,
+            _ => self.reports(&kind.figure(size)),
+        }
     }
 
     /// Is this figure asked for?
@@ -182,6 +199,12 @@ mod tests {
         assert_eq!(options.sizes, [Size::ALL[1]]);
         let wanted: Vec<Kind> = Kind::ALL.into_iter().filter(|&k| options.wants(k, Size::ALL[1])).collect();
         assert_eq!(wanted, [Kind::Bare, Kind::Nftables, Kind::Xdp]);
+        let tables = [Kind::TableHash, Kind::TableRecords];
+        assert!(tables.iter().all(|&k| !Options::default().wants(k, Size::ALL[0])));
+        let options = Options { tables: true, ..Options::default() };
+        assert!(tables.iter().all(|&k| options.wants(k, Size::ALL[0])));
+        let options = Options { only: vec!["table_hash_1k".into()], ..Options::default() };
+        assert_eq!(tables.map(|k| options.wants(k, Size::ALL[0])), [true, false]);
         assert!(Options { only: vec!["nat".into()], ..Options::default() }.narrow().is_err());
     }
 }

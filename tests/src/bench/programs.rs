@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{Program, Xdp, XdpMode};
-use aya::{Ebpf, Pod, TestRun as _, TestRunAttrs, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, Pod, TestRun as _, TestRunAttrs, TestRunOptions};
+use portcullis_common::layout::{Bucket, FlowKey};
 
-use super::layout::{Bare, Expected, FRAME_BYTES, Generator, Picked, Seen};
+use super::layout::{Bare, Entry, Expected, FRAME_BYTES, Generator, Picked, Seen, Table};
+use super::table::Capacity;
 use crate::lab::Namespace;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_TESTS_EBPF_OBJECT_PATH"));
@@ -22,6 +24,10 @@ unsafe impl Pod for Expected {}
 unsafe impl Pod for Seen {}
 // SAFETY: as above.
 unsafe impl Pod for Picked {}
+// SAFETY: as above.
+unsafe impl Pod for Table {}
+// SAFETY: as above.
+unsafe impl Pod for Entry {}
 
 /// Frames that a processor's page pool keeps going.
 const BATCH: u32 = 64;
@@ -32,9 +38,12 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    pub fn load() -> anyhow::Result<Self> {
-        let mut ebpf = Ebpf::load(OBJECT).context("loading the bench's object")?;
-        for name in ["pcb_generate", "pcb_bare", "pcb_sink"] {
+    pub fn load(capacity: Capacity) -> anyhow::Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("TABLE_HASH", capacity.entries);
+        loader.map_max_entries("TABLE_RECORDS", capacity.buckets);
+        let mut ebpf = loader.load(OBJECT).context("loading the bench's object")?;
+        for name in ["pcb_generate", "pcb_bare", "pcb_sink", "pcb_table_hash", "pcb_table_records"] {
             xdp_mut(&mut ebpf, name)?.load().with_context(|| format!("loading {name}"))?;
         }
         Ok(Self { ebpf })
@@ -53,6 +62,30 @@ impl Programs {
 
     pub fn tell_bare(&mut self, told: &Bare) -> anyhow::Result<()> {
         self.tell("BARE", told)
+    }
+
+    pub fn tell_table(&mut self, told: &Table) -> anyhow::Result<()> {
+        self.tell("TABLE", told)
+    }
+
+    /// Puts flows into the kernel hash.
+    pub fn fill_hash(&mut self, flows: impl Iterator<Item = (FlowKey, Entry)>) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("TABLE_HASH").context("the object has no map TABLE_HASH")?;
+        let mut map: HashMap<&mut MapData, FlowKey, Entry> = map.try_into().context("TABLE_HASH")?;
+        for (key, entry) in flows {
+            map.insert(key, entry, 0).context("TABLE_HASH")?;
+        }
+        Ok(())
+    }
+
+    /// Writes all buckets of records.
+    pub fn fill_records(&mut self, buckets: &[Bucket]) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("TABLE_RECORDS").context("the object has no map TABLE_RECORDS")?;
+        let mut map: Array<&mut MapData, Bucket> = map.try_into().context("TABLE_RECORDS")?;
+        for (index, bucket) in (0..).zip(buckets) {
+            map.set(index, bucket, 0).context("TABLE_RECORDS")?;
+        }
+        Ok(())
     }
 
     pub fn tell_sink(&mut self, told: &Expected) -> anyhow::Result<()> {

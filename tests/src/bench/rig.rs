@@ -12,6 +12,7 @@ use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen};
 use super::napi::{self, NapiThread};
 use super::programs::Programs;
 use super::stop;
+use super::table::Capacity;
 use crate::lab::{LabId, Mac, Namespace, eventually};
 
 /// Where the flows go to. From the documentation's prefixes, and on no device: the server's program takes everything.
@@ -75,10 +76,15 @@ pub(super) struct Sample {
 impl Rig {
     /// Builds it; `public` is the address that translated packets come from.
     pub fn build(label: &str, public: Ipv4Addr) -> anyhow::Result<Self> {
-        Self::build_all(public).with_context(|| format!("the namespaces for {label}"))
+        Self::build_with(label, public, Capacity::NONE)
     }
 
-    fn build_all(public: Ipv4Addr) -> anyhow::Result<Self> {
+    /// The same with room in the bench's own flow tables.
+    pub fn build_with(label: &str, public: Ipv4Addr, capacity: Capacity) -> anyhow::Result<Self> {
+        Self::build_all(public, capacity).with_context(|| format!("the namespaces for {label}"))
+    }
+
+    fn build_all(public: Ipv4Addr, capacity: Capacity) -> anyhow::Result<Self> {
         let lab = LabId::fresh();
         let [client, gateway, server] =
             ["client", "gateway", "server"].map(|name| Namespace::create_in(&lab, name));
@@ -103,7 +109,7 @@ impl Rig {
         let napi = NapiThread::start(&gateway, &inside.device)?;
         napi.pin(napi::processors().1)?;
 
-        let mut programs = Programs::load()?;
+        let mut programs = Programs::load(capacity)?;
         let generator = Generator {
             ifindex: client.ifindex(FAR)?,
             destination: network_order(DESTINATION),
