@@ -289,7 +289,7 @@ struct OutboundRule {
     frontend_ip_configurations: Vec<String>,
     /// Name of a pool of this load balancer.
     backend_address_pool: String,
-    /// Tcp, Udp or All (both).
+    /// Tcp, Udp or All (both, and echo).
     protocol: Transport,
     /// Ports per member, a multiple of 8; 0 (default) for Azure's tiers by the size of the pool: 1,024 for up to 50.
     #[schemars(extend("multipleOf" = 8))]
@@ -371,7 +371,7 @@ struct Timeouts {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct FlowTable {
-    /// Flows it must be able to hold, 1024 to 4194304; default 262144. A change restarts the table.
+    /// Flows it must be able to hold, 1024 to 4194304; default 262144. A running datapath keeps its size until `portcullis down`.
     #[schemars(range(min = 1024, max = 4_194_304))]
     max_flows: Option<u32>,
 }
