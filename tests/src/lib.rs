@@ -6,3 +6,4 @@ pub mod edge;
 pub mod lab;
 pub mod model;
 pub mod quickstart;
+mod stop;

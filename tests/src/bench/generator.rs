@@ -12,8 +12,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::napi;
 use super::programs::Programs;
-use super::stop;
 use crate::lab::Namespace;
+use crate::stop;
 
 /// Ends the call; the handler does nothing.
 const END: Signal = Signal::SIGUSR1;

@@ -29,7 +29,6 @@ mod report;
 mod rig;
 mod run;
 mod statistics;
-mod stop;
 mod table;
 
 pub use command::{Arguments, execute};

@@ -11,9 +11,9 @@ use super::generator::while_sending;
 use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen};
 use super::napi::{self, NapiThread};
 use super::programs::Programs;
-use super::stop;
 use super::table::Capacity;
 use crate::lab::{LabId, Mac, Namespace, eventually};
+use crate::stop;
 
 /// Where the flows go to. From the documentation's prefixes, and on no device: the server's program takes everything.
 pub(super) const DESTINATION: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);

@@ -7,8 +7,8 @@ use super::plan::{Kind, Options, Size, program_time_figure};
 use super::report::{Figure, Report, machine};
 use super::rig::Sample;
 use super::statistics::{median, paired_extra_ns, paired_ratio, spread};
-use super::stop;
 use crate::lab::why_unavailable;
+use crate::stop;
 
 /// Runs the bench. Needs root; leaves nothing behind, also when it is interrupted.
 pub fn run(mut options: Options) -> anyhow::Result<Report> {
@@ -16,7 +16,7 @@ pub fn run(mut options: Options) -> anyhow::Result<Report> {
         bail!("{reason}");
     }
     options.narrow()?;
-    stop::listen()?;
+    stop::listen(nix::sys::signal::SaFlags::empty())?;
     let options = &options;
     let mut report = Report { machine: machine(), ..Report::default() };
     tell(options, "building the namespaces and loading the programs");

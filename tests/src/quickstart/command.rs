@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 
 use super::report::Report;
 use super::stand::{Stand, say};
-use super::{live, plan, run, stop};
+use super::{live, plan, run};
 use crate::lab::sweep_stale;
+use crate::stop;
 
 /// The policy, with its place in the repository. Built in, so that it does not matter where this is started.
 const POLICY: (&str, &str) = ("examples/quickstart.yaml", include_str!("../../../examples/quickstart.yaml"));
@@ -41,7 +42,7 @@ enum Output {
 /// # Errors
 /// Also if something went otherwise than the policy says; the report is printed by then.
 pub fn execute(arguments: &Arguments) -> anyhow::Result<()> {
-    stop::listen()?;
+    stop::listen(nix::sys::signal::SaFlags::SA_RESTART)?;
     let (name, policy) = match &arguments.policy {
         None => (POLICY.0.to_owned(), POLICY.1.to_owned()),
         Some(file) => {

@@ -13,8 +13,8 @@ use portcullis::observe::{Drops, RuleHits};
 
 use super::screen::Screen;
 use super::stand::Stand;
-use super::stop;
 use super::traffic::Traffic;
+use crate::stop;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// How soon Ctrl-C is noticed.

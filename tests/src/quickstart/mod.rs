@@ -18,7 +18,6 @@ mod report;
 mod run;
 mod screen;
 mod stand;
-mod stop;
 mod traffic;
 
 pub use command::{Arguments, execute};

@@ -13,9 +13,9 @@ use portcullis::observe::{Drops, RuleHits, Status};
 use serde::de::DeserializeOwned;
 
 use super::plan::Party;
-use super::stop;
 use crate::edge::binary;
 use crate::lab::{BpfFs, Daemon, DaemonSpec, GuestSpec, Namespace, Topology, TopologySpec};
+use crate::stop;
 
 /// Ready within this, or it has failed.
 const READY: Duration = Duration::from_secs(30);

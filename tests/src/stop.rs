@@ -1,4 +1,4 @@
-//! Ctrl-C: asks the quickstart to stop, so that it ends the ordinary way and takes its namespaces with it.
+//! Ctrl-C: asks what runs to stop, so that it ends the ordinary way and takes its namespaces with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,9 +11,10 @@ extern "C" fn note(_: libc::c_int) {
     ASKED.store(true, Ordering::Relaxed);
 }
 
-/// From here on SIGINT, SIGTERM and SIGHUP only ask.
-pub(super) fn listen() -> anyhow::Result<()> {
-    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+/// From here on SIGINT, SIGTERM and SIGHUP only ask. `flags` say whether a system call under way goes on
+/// (`SA_RESTART`) or is cut short.
+pub(crate) fn listen(flags: SaFlags) -> anyhow::Result<()> {
+    let action = SigAction::new(SigHandler::Handler(note), flags, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler only stores to an atomic.
         unsafe { sigaction(signal, &action) }.with_context(|| format!("handling {signal}"))?;
@@ -22,12 +23,12 @@ pub(super) fn listen() -> anyhow::Result<()> {
 }
 
 /// Has somebody asked?
-pub(super) fn asked() -> bool {
+pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
 /// An error if somebody has.
-pub(super) fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     if asked() {
         bail!("interrupted");
     }
