@@ -85,7 +85,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let _ = nix::mount::umount(&self.bpffs());
+        // Detached even where something in it is still open: the directory must go.
+        let _ = nix::mount::umount2(&self.bpffs(), nix::mount::MntFlags::MNT_DETACH);
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
