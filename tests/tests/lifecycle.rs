@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use aya::programs::{SchedClassifier, TcAttachType};
 use ipnet::IpNet;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
-use portcullis_tests::edge::{Edge, LabPolicy, WithHook};
+use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook};
 use portcullis_tests::lab::{
     Frame, GuestEnd, Namespace, Sniffer, TcpEcho, Topology, TopologySpec, UdpEcho, eventually, ping,
     tcp_connect, tcp_exchange, udp_exchange, udp_socket,
@@ -102,7 +102,7 @@ fn is_leak(frame: &Frame) -> bool {
         || frame.arp.is_some_and(|arp| private.contains(&IpAddr::from(arp.sender)))
 }
 
-/// Waits until a guest's device has the gateway's address and says whether the uplink has its guard at that moment; `None`
+/// Waits until a guest's device has the gateway's address and says whether the uplink has its guard and the guest its programs at that moment; `None`
 /// if it did not come, or on kernels without tcx.
 fn guarded_when_guests_find_the_gateway(gateway: &Namespace) -> JoinHandle<Option<bool>> {
     let gateway = gateway.clone();
@@ -118,8 +118,15 @@ fn guarded_when_guests_find_the_gateway(gateway: &Namespace) -> JoinHandle<Optio
                             .is_some_and(|a| a.as_sockaddr_in().is_some_and(|a| a.ip() == GATEWAY))
                 };
                 if getifaddrs().unwrap().any(is_gateway) {
-                    let (_, programs) = SchedClassifier::query_tcx("pc-up", TcAttachType::Egress).ok()?;
-                    return Some(programs.iter().any(|program| program.name_as_str() == Some("pc_guard")));
+                    let runs = |device: &str, side, name: &str| {
+                        let (_, programs) = SchedClassifier::query_tcx(device, side).ok()?;
+                        Some(programs.iter().any(|program| program.name_as_str() == Some(name)))
+                    };
+                    return Some(
+                        runs("pc-up", TcAttachType::Egress, "pc_guard")?
+                            && runs("pc-vm1", TcAttachType::Ingress, "pc_tc")?
+                            && runs("pc-vm1", TcAttachType::Egress, "pc_host")?,
+                    );
                 }
             }
             None
@@ -162,7 +169,7 @@ fn a_stopped_or_killed_daemon_leaves_the_gateway_working_and_nothing_private_get
         assert_ne!(
             guarded.join().unwrap(),
             Some(false),
-            "{hook:?}: guards come before a guest's gateway address"
+            "{hook:?}: guard and groups come before a guest's gateway address"
         );
         none("at the start");
         everything_works(&edge, "vm2", &format!("{hook:?}, running"));
@@ -177,7 +184,9 @@ fn a_stopped_or_killed_daemon_leaves_the_gateway_working_and_nothing_private_get
         everything_works(&edge, "vm1", &format!("{hook:?}, after SIGKILL"));
         none("after SIGKILL");
         edge.restart().unwrap();
+        let check = HookCheck::begin(&edge, hook).unwrap();
         everything_works(&edge, "vm2", &format!("{hook:?}, started after SIGKILL"));
+        check.end(&edge).unwrap();
         let before = chatter.sent();
         assert!(eventually(LIMIT, || chatter.sent() > before + 100), "the guest has talked all the time");
         none("in the end");
@@ -216,7 +225,9 @@ fn a_new_start_adopts_the_running_datapath_and_open_connections_keep_their_port(
             assert!(edge.generation().unwrap() > generation, "{hook:?}: {status}");
             generation = edge.generation().unwrap();
             assert!(edge.owns("vm1", public.port()).unwrap(), "{hook:?}");
+            let check = HookCheck::begin(&edge, hook).unwrap();
             everything_works(&edge, "vm1", &format!("{hook:?}, adopted"));
+            check.end(&edge).unwrap();
         }
     }
 }
@@ -231,6 +242,7 @@ fn a_policy_with_errors_changes_nothing_and_says_where_they_are() {
         let _udp = UdpEcho::start(edge.topology.internet(), at(SERVER, 53)).unwrap();
         let mut stream = tcp_connect(edge.topology.guest("vm1"), None, at(SERVER, 80), LIMIT).unwrap();
         still_alive(&mut stream, b"before", "before");
+        let check = HookCheck::begin(&edge, hook).unwrap();
         let generation = edge.generation().unwrap();
         let broken = format!("{good}uplinkz: [{{ device: pc-up }}]\n");
         let line = broken.lines().count();
@@ -262,6 +274,7 @@ fn a_policy_with_errors_changes_nothing_and_says_where_they_are() {
         edge.bpffs.scratch().write("policy.yaml", &good).unwrap();
         assert!(eventually(LIMIT, || trouble() == Value::Null), "{hook:?}: {}", trouble());
         still_alive(&mut stream, b"and all is well", "mended");
+        check.end(&edge).unwrap();
         drop(stream);
         assert!(server.peers().iter().all(|peer| peer.ip() == IpAddr::from(FRONTEND)));
     }
@@ -278,6 +291,7 @@ fn a_change_of_policy_is_one_generation_that_new_flows_obey_and_live_ones_surviv
         let guest = edge.topology.guest("vm1");
         let mut stream = tcp_connect(guest, None, at(SERVER, 80), LIMIT).unwrap();
         still_alive(&mut stream, b"before", "before");
+        let check = HookCheck::begin(&edge, hook).unwrap();
         let generation = edge.generation().unwrap();
         let open = policy.yaml(&spec);
 
@@ -298,6 +312,7 @@ fn a_change_of_policy_is_one_generation_that_new_flows_obey_and_live_ones_surviv
         assert_eq!(edge.generation().unwrap(), generation + 2, "{hook:?}: {said}");
         tcp_exchange(guest, None, at(SERVER, 80), b"new", LIMIT).unwrap();
         still_alive(&mut stream, b"and still stays", "allowed again");
+        check.end(&edge).unwrap();
     }
 }
 

@@ -142,9 +142,9 @@ impl Gateway {
             for note in installed.notes {
                 log::warn!("{note}");
             }
-            // Before guests find a gateway here: a host that forwards would carry their packets out as they are.
+            // Before guests find a gateway here: a host that forwards would carry their packets on as they are.
             let wanted = attach_plan(&plan.choices);
-            tell(&block_in_place(|| datapath.attach_guards(&wanted))?);
+            tell(&block_in_place(|| datapath.attach_tc(&wanted))?);
             let prepared =
                 hosts::prepare(host, &loaded.network, &plan.links, &plan.choices, &plan.reserved(), journal)
                     .await?;

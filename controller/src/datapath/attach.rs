@@ -178,17 +178,34 @@ impl Datapath {
     }
 
     /// Attaches the guards of the plan's uplinks where there are none, and nothing else; [`Datapath::attach`] finds them
-    /// there. For a first start, before the host is prepared: with a gateway address on a guest's device, a host that
-    /// forwards would carry the guest's packets out as they are.
+    /// there. For a change of policy, before the host is prepared for new guests.
     ///
     /// # Errors
     /// As [`Datapath::attach`].
     pub fn attach_guards(&mut self, plan: &AttachPlan) -> anyhow::Result<Attached> {
+        self.attach_missing(plan, |device, hook| device.role == Role::Uplink && hook == Hook::Egress)
+    }
+
+    /// The same for everything but XDP, guards first. For a first start, before the host is prepared: with a gateway
+    /// address on a guest's device, a host that forwards would carry the guest's packets to the world as they are, and
+    /// to other guests past their groups. XDP has to wait for the offloads that preparing turns off.
+    ///
+    /// # Errors
+    /// As [`Datapath::attach`].
+    pub fn attach_tc(&mut self, plan: &AttachPlan) -> anyhow::Result<Attached> {
+        self.attach_missing(plan, |_, hook| hook != Hook::Xdp)
+    }
+
+    fn attach_missing(
+        &mut self,
+        plan: &AttachPlan,
+        wanted: impl Fn(&AttachDevice, Hook) -> bool,
+    ) -> anyhow::Result<Attached> {
         let mut done = Attached::default();
-        for device in plan.devices.iter().filter(|device| device.role == Role::Uplink) {
+        for (device, hook) in in_order(plan).into_iter().filter(|(device, hook)| wanted(device, *hook)) {
             // One that is there, of an earlier load, is as good until everything changes at once.
-            match self.has_link(device.ifindex, Hook::Egress).and_then(|there| {
-                if there { Ok(None) } else { self.attach_one(device, Hook::Egress, plan.tc).map(Some) }
+            match self.has_link(device.ifindex, hook).and_then(|there| {
+                if there { Ok(None) } else { self.attach_one(device, hook, plan.tc).map(Some) }
             }) {
                 Ok(step) => done.steps.extend(step),
                 Err(error) => {
@@ -226,14 +243,7 @@ impl Datapath {
         for device in &plan.devices {
             ensure!(seen.insert(device.ifindex), "device {} is in the plan twice", device.name);
         }
-        let guards = plan.devices.iter().filter(|d| d.role == Role::Uplink).map(|d| (d, Hook::Egress));
-        let others = plan
-            .devices
-            .iter()
-            .flat_map(|d| d.hooks().map(move |hook| (d, hook)))
-            .filter(|(d, hook)| (d.role, *hook) != (Role::Uplink, Hook::Egress));
-        let order: Vec<(&AttachDevice, Hook)> = guards.chain(others).collect();
-        for (device, hook) in order {
+        for (device, hook) in in_order(plan) {
             done.steps.push(self.attach_one(device, hook, plan.tc)?);
         }
         self.attach_tracepoints(done);
@@ -375,6 +385,17 @@ impl Datapath {
         })?);
         Ok(removed)
     }
+}
+
+/// Every hook of the plan, guards of uplinks first of all.
+fn in_order(plan: &AttachPlan) -> Vec<(&AttachDevice, Hook)> {
+    let guards = plan.devices.iter().filter(|d| d.role == Role::Uplink).map(|d| (d, Hook::Egress));
+    let others = plan
+        .devices
+        .iter()
+        .flat_map(|d| d.hooks().map(move |hook| (d, hook)))
+        .filter(|(d, hook)| (d.role, *hook) != (Role::Uplink, Hook::Egress));
+    guards.chain(others).collect()
 }
 
 /// Detaches and unpins a link, whoever else holds it open.

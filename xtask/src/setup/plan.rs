@@ -22,7 +22,7 @@ const BPF_LINKER: &str = "=0.13.0";
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// Programs the lab runs, and the Debian packages they come from.
-pub const TOOLS: [(&str, &str); 11] = [
+pub const TOOLS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bridge", "iproute2"),
@@ -34,6 +34,7 @@ pub const TOOLS: [(&str, &str); 11] = [
     ("ps", "procps"),
     ("sysctl", "procps"),
     ("tcpdump", "tcpdump"),
+    ("bpftool", "bpftool"),
 ];
 
 /// How commands for the whole machine are run.
