@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portcullis_tests::edge::{Edge, LabPolicy, WithHook};
+use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook};
 use portcullis_tests::lab::{
     Checksum, Frame, HttpServer, IperfOptions, Namespace, Sniffer, TapFrame, TapGuest, TcpEcho, TcpFlags,
     TopologySpec, Transport, UdpEcho, bits_per_second, curl, eventually, iperf3, ping, tcp_connect,
@@ -300,8 +300,10 @@ fn a_host_whose_only_address_is_the_frontend_keeps_its_own_connections_and_servi
         let tcp = TcpEcho::start(internet, at(SERVER, 80)).unwrap();
         let udp = UdpEcho::start(internet, at(SERVER, 53)).unwrap();
 
+        let check = HookCheck::begin(&edge, hook).unwrap();
         tcp_exchange(guest, None, at(SERVER, 80), b"a guest", LIMIT).unwrap();
         udp_exchange(guest, None, at(SERVER, 53), b"a guest", LIMIT).unwrap();
+        check.end(&edge).unwrap();
         for peer in [tcp.peers()[0], udp.peers()[0]] {
             assert_eq!(peer.ip(), IpAddr::from(FRONTEND), "{hook:?}");
             assert!(edge.owns("vm1", peer.port()).unwrap(), "{hook:?}: {peer}");
@@ -406,6 +408,12 @@ fn the_first_packet_towards_a_router_not_yet_resolved_arrives() {
         kill(daemon, Signal::SIGCONT).unwrap();
         assert_eq!(server.datagrams(), 2, "{hook:?}: each once");
         assert_clean(&wire);
+
+        // While the router was unknown XDP handed its packets to TC (ADR 0003). Now it is known again.
+        assert!(eventually(LIMIT, || router_is_known(&edge)), "{hook:?}");
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        udp_exchange(guest, None, at(SERVER, 53), b"as ever", LIMIT).unwrap();
+        check.end(&edge).unwrap();
     }
 }
 
@@ -460,5 +468,9 @@ fn host_and_guest_reach_each_other_as_far_as_host_access_goes() {
             ping(guest, SERVER.into(), 2, LIMIT).unwrap().received > 0,
             "{hook:?}: the world is where it was"
         );
+        // What is for the host itself XDP leaves to TC; what crosses the gateway it does not.
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        assert_eq!(ping(guest, SERVER.into(), 2, LIMIT).unwrap().received, 2, "{hook:?}");
+        check.end(&edge).unwrap();
     }
 }
