@@ -320,3 +320,18 @@ fn a_frame_the_kernel_loses_after_our_redirect_is_counted_from_its_tracepoint() 
     assert_eq!(pinged.received, 0, "nothing can arrive");
     assert!(eventually(LIMIT, || lost(&edge) >= before + 3), "{} lost before, {} now", before, lost(&edge));
 }
+
+#[test]
+fn the_programs_log_new_flows_only_when_they_are_asked_to() {
+    let mut edge = start(WithHook::Tc, 1, |_| {});
+    warm_up(&edge, &["vm1"]);
+    assert!(!edge.daemon.log().contains("new flow of"), "off by default: {}", edge.daemon.log());
+    edge.daemon.terminate().unwrap();
+    edge.daemon.spec_mut().arguments.extend(["--log-level".to_owned(), "debug".to_owned()]);
+    edge.restart().unwrap();
+    let told = eventually(LIMIT, || {
+        ping(edge.topology.guest("vm1"), SERVER.into(), 1, LIMIT).unwrap();
+        edge.daemon.log().contains("new flow of 10.0.0.4")
+    });
+    assert!(told, "{}", edge.daemon.log());
+}

@@ -101,7 +101,7 @@ pub struct RunArguments {
     /// Directory for pinned programs and tables, in a bpf filesystem.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PINS)]
     pub pin_dir: PathBuf,
-    /// off, error, warn, info, debug or trace.
+    /// off, error, warn, info, debug or trace. From debug on the kernel programs log every new flow, which costs.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
 }

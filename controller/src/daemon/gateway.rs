@@ -86,7 +86,11 @@ impl Gateway {
         let plan = block_in_place(|| {
             plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
-        let load = LoadOptions::for_flows(loaded.network.flow_table.max_flows);
+        let mut load = LoadOptions::for_flows(loaded.network.flow_table.max_flows);
+        // The programs log every new flow at debug. Below that they are loaded without it, and it costs nothing.
+        if log::max_level() >= log::LevelFilter::Debug {
+            load.log_level = log::max_level();
+        }
         let datapath = block_in_place(|| open(&options.pin_dir, &load))?;
         for note in datapath.notes() {
             log::warn!("{note}");

@@ -72,6 +72,13 @@ pub async fn live(
         Ok(events) => _ = tokio::spawn(crate::observe::events::follow(events, Arc::clone(&shared))),
         Err(error) => log::warn!("drops will not be shown one by one: {error:#}"),
     }
+    if log::log_enabled!(log::Level::Debug) {
+        match shared.datapath_mut().kernel_log() {
+            Ok(Some(lines)) => _ = tokio::spawn(lines.run()),
+            Ok(None) => {}
+            Err(error) => log::warn!("the programs' own log is not shown: {error:#}"),
+        }
+    }
     let listener = server::bind(&socket)?;
     let server = tokio::spawn(server::serve(listener, Arc::new(answers::Answers(Arc::clone(&shared)))));
     announce_ready(&gateway);
