@@ -237,6 +237,17 @@ fn two_guests_with_the_same_source_port_to_the_same_server_get_different_ports()
         let seen: BTreeSet<_> = server.peers().into_iter().map(v4).collect();
         assert_eq!(seen.len(), 2, "{hook:?}: {seen:?}");
         assert!(seen.iter().all(|(address, _)| *address == FRONTEND), "{hook:?}");
+        for guest in ["vm1", "vm2"] {
+            let answer = edge.ask(&["flows", "--guest", guest]).unwrap();
+            let told = answer["flows"].as_array().unwrap().iter().any(|flow| {
+                flow["sourcePort"] == 40000
+                    && flow["translatedSource"] == FRONTEND.to_string()
+                    && seen.iter().any(|(_, port)| flow["translatedSourcePort"] == *port)
+            });
+            assert!(told, "{hook:?}: `flows` shows what the server saw: {answer}");
+        }
+        let table = edge.daemon.ask_text(&["flows"]).unwrap();
+        assert!(table.contains("203.0.113.10"), "{hook:?}: and so does its table: {table}");
         check.end(&edge).unwrap();
     }
 }
