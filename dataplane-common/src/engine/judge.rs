@@ -201,7 +201,8 @@ fn from_uplink<E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), 
                 index * crate::policy::ADDRESS_UNITS + port / 8,
             );
             // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
-            if port != 0 && owner != Some(0) {
+            // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
+            if port != 0 && owner != Some(0) && ctx.key.protocol != ICMP {
                 return Err(Reason::NoFlow.into());
             }
             let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
