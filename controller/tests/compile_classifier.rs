@@ -68,6 +68,7 @@ mod oracle {
                 AddressMatch::Any => true,
                 AddressMatch::Prefix(net) => net.contains(&IpAddr::V4(address)),
                 AddressMatch::Tag(t) => tag(*t, vnet, address),
+                AddressMatch::Application(_) => todo!(),
             })
         };
         protocol
@@ -90,6 +91,7 @@ mod oracle {
             ServiceTag::VirtualNetwork => inside || platform,
             ServiceTag::Internet => !inside && !platform && !special,
             ServiceTag::AzureLoadBalancer => platform,
+            _ => todo!(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! new [`ABI`], and with it a new pin directory.
 
 /// Version of everything in this file and in [`crate::policy`].
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Network id of the world outside; virtual networks have 1..=65535.
 pub const WORLD: u16 = 0;
@@ -16,6 +16,9 @@ pub struct Control {
     pub generation: u32,
     /// Number of buckets of the flow table minus one (a power of two).
     pub bucket_mask: u32,
+    /// The same of the table for IPv6.
+    pub bucket_mask6: u32,
+    pub pad: u32,
     /// Secrets of the flow hash; drawn once when the tables are made.
     pub seed: [u64; 2],
     pub settings: [Settings; 2],
@@ -39,6 +42,10 @@ pub struct Settings {
     pub services_used: u32,
     /// Events per tick and CPU that may be sampled.
     pub event_rate: u32,
+    /// What flows judged now are stamped with, below 4,096: the policy's generation as far as it fits.
+    pub epoch: u32,
+    /// Flows with another stamp that may be judged again, per tick and CPU; 0: flows stay as they were judged.
+    pub reevaluate: u32,
     pub services: [Service; 16],
 }
 
@@ -109,9 +116,40 @@ pub struct NextHop {
     /// World only: the tick after which `mac` must not be trusted any more (the controller has not refreshed it);
     /// 0 is for ever.
     pub fresh_until: u32,
-    /// Network order: the guest's address, or the router's towards the world.
+    /// Network order: the guest's address, or the router's towards the world; 0 for an IPv6 one.
     pub address: u32,
     pub pad: u32,
+    /// The same for IPv6, as in the packet.
+    pub address6: [u32; 4],
+    pub pad1: [u32; 4],
+}
+
+/// An IPv4 address as the tables have it: network order; 0 for an IPv6 one.
+#[cfg(not(target_arch = "bpf"))]
+pub fn v4(address: core::net::IpAddr) -> u32 {
+    match address {
+        core::net::IpAddr::V4(a) => u32::from_ne_bytes(a.octets()),
+        core::net::IpAddr::V6(_) => 0,
+    }
+}
+
+/// An IPv6 address as the tables have it: as it stands in the packet; 0 for an IPv4 one.
+#[cfg(not(target_arch = "bpf"))]
+pub fn v6(address: core::net::IpAddr) -> [u32; 4] {
+    match address {
+        core::net::IpAddr::V4(_) => [0; 4],
+        core::net::IpAddr::V6(a) => words6(a.octets()),
+    }
+}
+
+/// An IPv6 address in packet order as four words.
+pub const fn words6(o: [u8; 16]) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+        u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+        u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+        u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+    ]
 }
 
 pub const HOP_NONE: u8 = 0;
@@ -165,11 +203,38 @@ pub struct HalfRecord {
     pub new_destination: u32,
     pub new_source_port: u16,
     pub new_destination_port: u16,
-    /// Rule that allowed the flow; see [`crate::policy::RULE_NONE`].
+    /// Id of the rule that allowed the flow ([`FLOW_RULE`], 0 is none) and the epoch it was judged in.
     pub rule: u32,
     /// Packets of this direction; two CPUs at once may lose a count, never more than the race.
     pub packets: u32,
     pub bytes: u64,
+}
+
+/// In [`HalfRecord::rule`]: the rule's id; the bits above are [`Settings::epoch`] at the time.
+pub const FLOW_RULE: u32 = 0x000f_ffff;
+pub const EPOCH_SHIFT: u32 = 20;
+
+/// What one direction of an IPv6 flow needs: a half-record whose key has the last 32 bits of each address, and the
+/// addresses whole behind it. Two cache lines, of which a miss reads the first only.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HalfRecord6 {
+    pub half: HalfRecord,
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    /// After translation.
+    pub new_source: [u32; 4],
+    pub new_destination: [u32; 4],
+}
+
+/// What identifies one direction of an IPv6 flow.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey6 {
+    /// With the last 32 bits of the addresses.
+    pub key: FlowKey,
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
 }
 
 /// Slots that share one element of the flow table's array.
@@ -180,6 +245,13 @@ pub const BUCKET_SLOTS: usize = 8;
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bucket {
     pub slots: [HalfRecord; BUCKET_SLOTS],
+}
+
+/// Eight IPv6 half-records.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Bucket6 {
+    pub slots: [HalfRecord6; BUCKET_SLOTS],
 }
 
 /// Packets and bytes; the element of the per-CPU reason counters.
@@ -221,8 +293,12 @@ pub struct Event {
     pub side: u8,
     /// 1 XDP, 2 TC.
     pub hook: u8,
-    pub pad: u16,
+    /// 1: `source6` and `destination6` are the addresses.
+    pub v6: u8,
+    pub pad: u8,
     pub pad1: u32,
+    pub source6: [u32; 4],
+    pub destination6: [u32; 4],
 }
 
 /// The mark on packets our own TC programs redirect, so that the egress program of the guest's device tells them
@@ -232,17 +308,20 @@ pub const MARK: u32 = 0x9071_c711;
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<HalfRecord>() == 64, "a half-record is one cache line");
+    assert!(size_of::<HalfRecord6>() == 128, "an IPv6 half-record is two cache lines");
+    assert!(size_of::<FlowKey6>() == 48);
     assert!(size_of::<Bucket>() == 512);
+    assert!(size_of::<Bucket6>() == 1024);
     assert!(size_of::<Device>() == 32);
-    assert!(size_of::<NextHop>() == 32);
+    assert!(size_of::<NextHop>() == 64);
     // `packet::headers::copy_mac` copies half-words.
     assert!(
         core::mem::offset_of!(NextHop, mac).is_multiple_of(2)
             && core::mem::offset_of!(NextHop, source_mac).is_multiple_of(2)
     );
-    assert!(size_of::<Settings>() == 88 + 128);
-    assert!(size_of::<Control>() == 24 + 2 * 216);
-    assert!(size_of::<Event>() == 40);
+    assert!(size_of::<Settings>() == 96 + 128);
+    assert!(size_of::<Control>() == 32 + 2 * 224);
+    assert!(size_of::<Event>() == 72);
 };
 
 #[cfg(feature = "user")]
@@ -260,6 +339,9 @@ mod pod {
         super::FlowKey,
         super::HalfRecord,
         super::Bucket,
+        super::HalfRecord6,
+        super::FlowKey6,
+        super::Bucket6,
         super::Count,
         super::RuleCount,
         super::Event

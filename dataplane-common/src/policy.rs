@@ -8,8 +8,9 @@
 //! | --- | --- | --- |
 //! | pages | page number | [`Page`] |
 //! | prefixes | IPv4 address, longest prefix | global address class (index into `locals`) |
-//! | spaces | network id (big endian), IPv4 address, longest prefix | 1: the address is inside that virtual network; network 0 holds the union of all |
+//! | spaces | routing id (big endian), IPv4 address, longest prefix | [`space_value`]: where that address is, seen from there |
 //! | endpoints | [`EndpointKey`] | [`endpoint_value`] |
+//! | prefixes6, spaces6, endpoints6 | the same for IPv6 | the same; classes and endpoints share one numbering with IPv4 |
 
 /// One element of the pages map.
 #[repr(C, align(8))]
@@ -80,8 +81,13 @@ pub struct Endpoint {
     pub protocols: u8,
     /// Idle class for flows of the outbound rule; `IDLE_RULES..` or 0 for the global timers.
     pub idle_class: u8,
-    pub pad0: u16,
-    pub pad1: [u32; 6],
+    /// Where its destinations are looked up in `spaces`: its virtual network's id, or that of a route table in it.
+    pub routing: u16,
+    /// The address of an IPv6 configuration as it stands in the packet; `address` is then 0.
+    pub address6: [u32; 4],
+    /// Ruleset asked before the groups, outbound; 0 for none. See [`rule_action`].
+    pub platform_outbound: u32,
+    pub pad: u32,
 }
 
 pub const OUTBOUND_TCP: u8 = 1;
@@ -102,7 +108,10 @@ pub struct Ruleset {
     pub rule_base: u32,
     /// Rules, default rules included; at most 4,000.
     pub rules: u32,
-    pub pad: [u32; 5],
+    /// The same group and direction, but only the rules that name the platform tag [`EXEMPT_DNS`], [`EXEMPT_IMDS`],
+    /// [`EXEMPT_LKM`] (minus 1) as destination: rulesets of their own, 0 where no rule does. They need not match.
+    pub platform: [u32; 3],
+    pub pad: [u32; 2],
 }
 
 /// Fields of a ruleset, as indices of `local_base` and `row_base`.
@@ -112,23 +121,40 @@ pub const SOURCE_PORT: usize = 2;
 pub const DESTINATION_PORT: usize = 3;
 pub const PROTOCOL: usize = 4;
 
+/// What a platform rule does besides [`RULE_ALLOW`]: the packet skips the groups but for what their `platform`
+/// rulesets of this number say. 0 in the rules of groups.
+#[inline(always)]
+pub const fn rule_action(rule: u32) -> u32 {
+    rule >> 24 & 0xf
+}
+/// `AzurePlatformDNS`.
+pub const EXEMPT_DNS: u32 = 1;
+/// `AzurePlatformIMDS`.
+pub const EXEMPT_IMDS: u32 = 2;
+/// `AzurePlatformLKM`.
+pub const EXEMPT_LKM: u32 = 3;
+/// A platform service no tag stands for.
+pub const EXEMPT_OTHER: u32 = 4;
+/// The rule's id in a word of the `rules` table.
+pub const RULE_ID: u32 = 0x00ff_ffff;
+
 /// Classes of the protocol field.
 pub const PROTOCOL_CLASSES: u32 = 6;
 
-/// The protocol's class: TCP, UDP, ICMP, ESP, AH and all others.
+/// The protocol's class: TCP, UDP, ICMP of either family, ESP, AH and all others.
 #[inline(always)]
 pub const fn protocol_class(protocol: u8) -> u32 {
     match protocol {
         6 => 0,
         17 => 1,
-        1 => 2,
+        1 | 58 => 2,
         50 => 3,
         51 => 4,
         _ => 5,
     }
 }
 
-/// In `rules`: the rule's access is Allow. The other bits are its id.
+/// In `rules`: the rule's access is Allow. The others are [`rule_action`] and [`RULE_ID`].
 pub const RULE_ALLOW: u32 = 1 << 31;
 /// No rule: no group was asked.
 pub const RULE_NONE: u32 = 0;
@@ -161,6 +187,36 @@ pub struct EndpointKey {
     pub pad: u16,
 }
 
+/// Key of the endpoints6 map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct EndpointKey6 {
+    /// As it stands in the packet.
+    pub address: [u32; 4],
+    pub network: u16,
+    pub pad: u16,
+}
+
+/// What the spaces map says of an address: `kind << 24 | argument`; 0 is "outside".
+#[inline(always)]
+pub const fn space_value(kind: u32, argument: u32) -> u32 {
+    kind << 24 | (argument & 0xff_ffff)
+}
+
+/// Inside the virtual network whose id is the argument: the own one, or a peer's. Under routing id 0 (the world's) it
+/// says that some virtual network has the address.
+pub const IN_NETWORK: u32 = 1;
+/// Outside, whatever a shorter prefix says (a route to the Internet).
+pub const IN_WORLD: u32 = 2;
+/// A route that leads nowhere.
+pub const IN_NOWHERE: u32 = 3;
+/// A route through a virtual network gateway, which this host is not.
+pub const IN_GATEWAY: u32 = 4;
+/// A route through the guest whose endpoint is the argument.
+pub const IN_APPLIANCE: u32 = 5;
+/// A service of this host under a platform address.
+pub const IN_PLATFORM: u32 = 6;
+
 /// What the endpoints map says of an address: `kind << 24 | index`; 0 is "nothing known".
 #[inline(always)]
 pub const fn endpoint_value(kind: u32, index: u32) -> u32 {
@@ -188,6 +244,7 @@ const _: () = {
     assert!(size_of::<Ruleset>() == 64);
     assert!(size_of::<Frontend>() == 8);
     assert!(size_of::<EndpointKey>() == 8);
+    assert!(size_of::<EndpointKey6>() == 20);
 };
 
 #[cfg(feature = "user")]
@@ -198,5 +255,13 @@ mod pod {
             $(unsafe impl aya::Pod for $t {})+
         };
     }
-    pod!(super::Page, super::Header, super::Endpoint, super::Ruleset, super::Frontend, super::EndpointKey);
+    pod!(
+        super::Page,
+        super::Header,
+        super::Endpoint,
+        super::Ruleset,
+        super::Frontend,
+        super::EndpointKey,
+        super::EndpointKey6
+    );
 }

@@ -84,6 +84,7 @@ fn side(network: &Network, vnet: usize, terms: &[AddressMatch], address: Ipv4Add
         AddressMatch::Prefix(IpNet::V4(net)) => net.contains(&address),
         AddressMatch::Prefix(IpNet::V6(_)) => false,
         AddressMatch::Tag(tag) => in_tag(network, vnet, *tag, address),
+        AddressMatch::Application(_) => todo!(),
     })
 }
 
@@ -110,6 +111,7 @@ fn in_tag(network: &Network, vnet: usize, tag: ServiceTag, address: Ipv4Addr) ->
     match tag {
         ServiceTag::VirtualNetwork => inside || address == PLATFORM,
         ServiceTag::AzureLoadBalancer => address == PLATFORM,
+        _ => todo!(),
         ServiceTag::Internet => {
             let reserved =
                 RESERVED.iter().any(|net| net.parse::<Ipv4Net>().expect("a literal").contains(&address));

@@ -24,7 +24,7 @@ pub struct GuestHop {
     pub name: String,
     /// 0 while the device does not exist.
     pub ifindex: u32,
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Pinned by the policy; else to be learned from the guest.
     pub mac: Option<[u8; 6]>,
     /// What the guest knows its gateway by.
@@ -135,7 +135,7 @@ impl<'a> Edge<'a> {
                 index: next_hop,
                 name: name.clone(),
                 ifindex: device.map_or(0, |d| d.ifindex),
-                address,
+                address: IpAddr::V4(address),
                 mac: interface.mac,
                 source_mac: device.map_or([0; 6], |d| d.answers_with()),
             });
@@ -144,6 +144,7 @@ impl<'a> Edge<'a> {
             self.endpoints.push(Endpoint {
                 address: network_order(address),
                 network: network_id,
+                routing: network_id,
                 next_hop,
                 instance_address: instance.map_or(0, network_order),
                 ..Endpoint::default()

@@ -223,6 +223,7 @@ impl Prepared {
                 ServiceTag::VirtualNetwork => tags.virtual_network,
                 ServiceTag::Internet => tags.internet,
                 ServiceTag::AzureLoadBalancer => tags.load_balancer,
+                _ => todo!(),
             };
             Side::Lists(side.list.into_iter().chain(side.tags.iter().map(tag)).collect())
         };
@@ -241,6 +242,7 @@ impl PreparedSide {
                 AddressMatch::Any => any = true,
                 AddressMatch::Prefix(net) => prefixes.extend(v4(net)),
                 AddressMatch::Tag(tag) => tags.push(*tag),
+                AddressMatch::Application(_) => todo!(),
             }
         }
         // 0.0.0.0/0 is spelt out now and then; as a list it would be one more class around all others.

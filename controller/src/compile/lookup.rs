@@ -128,7 +128,8 @@ impl Image<'_> {
             row_base: [at(4), at(5), at(6), at(7), at(8)],
             rule_base: at(9),
             rules: at(10),
-            pad: [0; 5],
+            platform: [at(11), at(12), at(13)],
+            pad: [0; 2],
         }
     }
 
@@ -150,8 +151,10 @@ impl Image<'_> {
             units: at(8),
             protocols: bytes[0],
             idle_class: bytes[1],
-            pad0: 0,
-            pad1: [0; 6],
+            routing: half(19),
+            address6: [at(10), at(11), at(12), at(13)],
+            platform_outbound: at(14),
+            pad: 0,
         }
     }
 

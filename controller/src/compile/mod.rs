@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use portcullis_common::layout::{Device, Settings, WORLD};
-use portcullis_common::policy::{EndpointKey, Page};
+use portcullis_common::policy::{EndpointKey, EndpointKey6, IN_NETWORK, Page, space_value};
 
 pub use addresses::PLATFORM_ADDRESS;
 pub use edge::GuestHop;
@@ -49,10 +49,13 @@ pub struct Compiled {
     pub pages: Vec<Page>,
     /// Length, address and global address class, sorted by the first two. A miss is class 0.
     pub prefixes: Vec<(u8, [u8; 4], u32)>,
-    /// Network id, length, address: the virtual networks' spaces; under network 0 all of them.
-    pub spaces: Vec<(u16, u8, [u8; 4])>,
+    pub prefixes6: Vec<(u8, [u8; 16], u32)>,
+    /// Routing id, length, address and [`portcullis_common::policy::space_value`], sorted.
+    pub spaces: Vec<(u16, u8, [u8; 4], u32)>,
+    pub spaces6: Vec<(u16, u8, [u8; 16], u32)>,
     /// Entries of the endpoints map, by network and address.
     pub endpoints: Vec<(EndpointKey, u32)>,
+    pub endpoints6: Vec<(EndpointKey6, u32)>,
     /// Devices that exist and get programs.
     pub devices: Vec<Device>,
     /// Devices the policy names that do not exist (yet).
@@ -154,6 +157,9 @@ pub fn compile(
         memory_bytes: size_of_val(&*pages) + prefixes.len() * TRIE_BYTES,
         pages,
         prefixes,
+        prefixes6: Vec::new(),
+        spaces6: Vec::new(),
+        endpoints6: Vec::new(),
         spaces: spaces(network, &network_ids),
         endpoints: edge.entries(),
         devices: edge.devices,
@@ -253,13 +259,18 @@ fn number_rules(
 }
 
 /// Each virtual network's address space under its id, and all of them under the world's.
-fn spaces(network: &Network, ids: &[u16]) -> Vec<(u16, u8, [u8; 4])> {
+fn spaces(network: &Network, ids: &[u16]) -> Vec<(u16, u8, [u8; 4], u32)> {
     let mut spaces = BTreeSet::new();
     for (space, &id) in network.virtual_networks.iter().zip(ids) {
         for net in space.address_space.iter() {
             if let IpAddr::V4(address) = net.network() {
-                spaces.insert((id, net.prefix_len(), address.octets()));
-                spaces.insert((WORLD, net.prefix_len(), address.octets()));
+                spaces.insert((id, net.prefix_len(), address.octets(), space_value(IN_NETWORK, id.into())));
+                spaces.insert((
+                    WORLD,
+                    net.prefix_len(),
+                    address.octets(),
+                    space_value(IN_NETWORK, WORLD.into()),
+                ));
             }
         }
     }

@@ -62,6 +62,8 @@ pub(super) fn settings(network: &Network, registry: &Registry) -> Result<Setting
         host_access,
         services_used: services.len() as u32,
         event_rate: EVENT_RATE,
+        epoch: 0,
+        reevaluate: 0,
         services: table,
     })
 }

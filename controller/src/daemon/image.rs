@@ -19,6 +19,9 @@ pub fn policy_image(plan: &Plan) -> PolicyImage {
         pages: compiled.pages.clone(),
         prefixes: compiled.prefixes.clone(),
         spaces: compiled.spaces.clone(),
+        prefixes6: compiled.prefixes6.clone(),
+        spaces6: compiled.spaces6.clone(),
+        endpoints6: compiled.endpoints6.clone(),
         endpoints: compiled.endpoints.clone(),
         devices: compiled.devices.clone(),
         guest_hops: compiled.guest_hops.iter().map(hop).collect(),
@@ -47,8 +50,9 @@ fn guest_hop(guest: &GuestHop, links: &Links, choices: &HashMap<u32, &DeviceChoi
         mac: guest.mac.unwrap_or_default(),
         source_mac: guest.source_mac,
         fresh_until: 0,
-        address: u32::from_ne_bytes(guest.address.octets()),
-        pad: 0,
+        address: portcullis_common::layout::v4(guest.address),
+        address6: portcullis_common::layout::v6(guest.address),
+        ..NextHop::default()
     }
 }
 

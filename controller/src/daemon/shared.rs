@@ -157,7 +157,7 @@ impl InForce {
 
     /// Who has this address: guests (by network), in the order of their numbers.
     pub fn guests_at(&self, address: IpAddr) -> impl Iterator<Item = Guest<'_>> {
-        self.guests().filter(move |guest| IpAddr::V4(guest.address) == address)
+        self.guests().filter(move |guest| guest.address == address)
     }
 }
 

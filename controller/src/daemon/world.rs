@@ -191,7 +191,7 @@ impl View {
             // 0 would mean "for ever".
             fresh_until: if mac.is_some() { now_tick().wrapping_add(ticks(TRUST)).max(1) } else { 0 },
             address: gateway.map_or(0, |gateway| u32::from_ne_bytes(gateway.octets())),
-            pad: 0,
+            ..NextHop::default()
         }
     }
 

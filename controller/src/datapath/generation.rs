@@ -13,7 +13,7 @@ use portcullis_common::layout::{
     DEVICE_SLOTS, Device, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_GUEST, NEXT_HOP_HOST, NEXT_HOP_SLOTS,
     NextHop, RuleCount, Settings,
 };
-use portcullis_common::policy::{EndpointKey, Page};
+use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 
 use super::load::Datapath;
 use super::object::GENERATION;
@@ -28,9 +28,12 @@ pub struct PolicyImage {
     pub pages: Vec<Page>,
     /// Prefix length, address in packet order, global address class.
     pub prefixes: Vec<(u8, [u8; 4], u32)>,
-    /// Network id (0: the union of all), prefix length of the address, address in packet order.
-    pub spaces: Vec<(u16, u8, [u8; 4])>,
+    pub prefixes6: Vec<(u8, [u8; 16], u32)>,
+    /// Routing id (0: the union of all), prefix length of the address, address in packet order, what is there.
+    pub spaces: Vec<(u16, u8, [u8; 4], u32)>,
+    pub spaces6: Vec<(u16, u8, [u8; 16], u32)>,
     pub endpoints: Vec<(EndpointKey, u32)>,
+    pub endpoints6: Vec<(EndpointKey6, u32)>,
     pub devices: Vec<Device>,
     /// Next hops of the guests: index and content. What the datapath has learned for a hop (its hardware address)
     /// stays as long as device and address do. Guests' hops that are not listed are cleared.
@@ -161,16 +164,17 @@ impl Datapath {
         Ok(table)
     }
 
-    fn make_spaces(&self, spaces: &[(u16, u8, [u8; 4])]) -> anyhow::Result<Table> {
+    fn make_spaces(&self, spaces: &[(u16, u8, [u8; 4], u32)]) -> anyhow::Result<Table> {
         let table = self.inner_table("SPACES", spaces.len())?;
         let keys: Vec<Key<[u8; 8]>> = spaces
             .iter()
-            .map(|&(network, length, [a, b, c, d])| {
-                let [high, low] = network.to_be_bytes();
+            .map(|&(routing, length, [a, b, c, d], _)| {
+                let [high, low] = routing.to_be_bytes();
                 Key::new(16 + u32::from(length), [high, low, a, b, c, d, 0, 0])
             })
             .collect();
-        table.update_batch(&keys, &vec![1u32; keys.len()])?;
+        let values: Vec<u32> = spaces.iter().map(|s| s.3).collect();
+        table.update_batch(&keys, &values)?;
         Ok(table)
     }
 

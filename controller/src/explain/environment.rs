@@ -32,8 +32,8 @@ pub fn environment(
     for &(length, address, class) in &compiled.prefixes {
         policy.prefixes.insert(length, u32::from_be_bytes(address), class);
     }
-    for &(network, length, address) in &compiled.spaces {
-        policy.spaces.entry(network).or_default().insert(length, u32::from_be_bytes(address), ());
+    for &(routing, length, address, value) in &compiled.spaces {
+        policy.spaces.entry(routing).or_default().insert(length, u32::from_be_bytes(address), value);
     }
     policy.endpoints.extend(compiled.endpoints.iter().copied());
     env.policy[parity as usize] = policy;

@@ -16,6 +16,7 @@ fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
             name: "net".into(),
             id: 1,
             address_space: vec!["10.0.0.0/8".parse().unwrap()],
+            peers: Vec::new(),
         }],
         subnets: vec![Subnet {
             name: "subnet".into(),
@@ -23,6 +24,7 @@ fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
             prefixes: vec!["10.0.0.0/24".parse().unwrap()],
             gateways: vec!["10.0.0.1".parse().unwrap()],
             group: None,
+            route_table: None,
         }],
         interfaces: guests
             .iter()
@@ -37,6 +39,7 @@ fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
                     address: address.parse().unwrap(),
                     subnet: 0,
                     public_address: None,
+                    application_groups: Vec::new(),
                 }],
             })
             .collect(),

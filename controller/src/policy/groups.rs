@@ -134,7 +134,7 @@ fn read_side(
                     .error(term.span, format!("'*' stands among others in `{plural}`"))
                     .help(format!("'*' covers the rest: write `{single}: '*'`"));
             }
-            AddressMatch::Any => {}
+            AddressMatch::Any | AddressMatch::Application(_) => {}
             AddressMatch::Tag(_) => match tag {
                 Some(first) => {
                     problems

@@ -118,5 +118,5 @@ pub fn read_flow_table(node: Option<&Node<'_>>, problems: &mut Problems) -> Flow
         return default;
     };
     let number = fields.number("maxFlows", *FLOWS.start(), *FLOWS.end(), problems);
-    FlowTable { max_flows: number.map_or(default.max_flows, |number| number.value) }
+    FlowTable { max_flows: number.map_or(default.max_flows, |number| number.value), ..default }
 }

@@ -151,6 +151,7 @@ pub fn resolve(
                 ),
                 subnet: subnet.unwrap_or_default(),
                 public_address: public,
+                application_groups: Vec::new(),
             });
         }
         let hook = interface.hook.map(|hook| hook.value).unwrap_or_default();

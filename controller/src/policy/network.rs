@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,13 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     pub interfaces: Vec<Interface>,
     pub groups: Vec<SecurityGroup>,
+    pub application_groups: Vec<ApplicationGroup>,
+    /// Service tags of the tag file and of the policy itself; the built-in ones are not in here.
+    pub tags: Vec<TagDefinition>,
+    pub route_tables: Vec<RouteTable>,
+    pub platform: Platform,
+    pub on_rule_change: OnRuleChange,
+    pub limits: Limits,
     pub public_addresses: Vec<PublicAddress>,
     pub load_balancers: Vec<LoadBalancer>,
     pub uplinks: Vec<Uplink>,
@@ -30,7 +38,10 @@ pub struct VirtualNetwork {
     pub name: String,
     /// 1..=65535, stable for a name within one policy; 0 means "the world" inside the datapath.
     pub id: u16,
+    /// Both families.
     pub address_space: Vec<IpNet>,
+    /// Virtual networks this one is peered with, in both directions, sorted; their spaces do not overlap with this one's.
+    pub peers: Vec<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +52,38 @@ pub struct Subnet {
     /// The address guests use as their router; the first usable one of the prefix unless given. IPv4 first.
     pub gateways: Vec<IpAddr>,
     pub group: Option<usize>,
+    pub route_table: Option<usize>,
+}
+
+/// User-defined routes of the subnets that name the table (`reference/azure.md` §1.4, §2.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteTable {
+    pub name: String,
+    pub routes: Vec<Route>,
+    /// Does a default route make `VirtualNetwork` mean everything, as it does in Azure? Off unless asked.
+    pub widen_virtual_network: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    pub name: String,
+    pub prefix: IpNet,
+    pub next_hop: RouteHop,
+}
+
+/// Where a route leads; Azure's `nextHopType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteHop {
+    /// Inside the virtual network, as without the route.
+    VnetLocal,
+    /// Out, by whatever way out the guest has.
+    Internet,
+    /// To the guest with this address in the same or a peered virtual network.
+    VirtualAppliance(IpAddr),
+    /// Towards networks behind a VPN or private line.
+    VirtualNetworkGateway,
+    /// Nowhere: dropped.
+    None,
 }
 
 /// One guest's attachment (design §2).
@@ -61,6 +104,102 @@ pub struct IpConfiguration {
     pub address: IpAddr,
     pub subnet: usize,
     pub public_address: Option<usize>,
+    /// Application security groups it is a member of, sorted.
+    pub application_groups: Vec<usize>,
+}
+
+/// A set of IP configurations that rules name instead of addresses. Its members are those that name it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApplicationGroup {
+    pub name: String,
+    /// The virtual network of its members, none as long as it has no member. It means nothing in another network.
+    pub network: Option<usize>,
+}
+
+/// A service tag and what it stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TagDefinition {
+    pub name: String,
+    /// Both families, as published.
+    pub prefixes: Arc<[IpNet]>,
+}
+
+/// Rules before the groups, and the platform's own services (design §4).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Platform {
+    /// Outbound TCP 1688 to `kms_servers` passes whatever the groups say, unless a rule names `AzurePlatformLKM`.
+    pub allow_kms: bool,
+    /// What `AzurePlatformLKM` stands for.
+    pub kms_servers: Vec<IpNet>,
+    /// TCP 25 out of the virtual network is blocked whatever the groups say.
+    pub block_smtp: bool,
+    /// What this host serves under 168.63.129.16 and 169.254.169.254.
+    pub services: Vec<PlatformService>,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        let kms = [[23, 102, 135, 246], [20, 118, 99, 224], [40, 83, 235, 53]];
+        Self {
+            allow_kms: false,
+            kms_servers: kms.map(|a| IpNet::from(IpAddr::from(a))).to_vec(),
+            block_smtp: false,
+            services: Vec::new(),
+        }
+    }
+}
+
+/// A service of this host under a platform address.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlatformService {
+    pub name: String,
+    /// 168.63.129.16 or 169.254.169.254.
+    pub address: Ipv4Addr,
+    pub protocol: TransportProtocol,
+    pub port: u16,
+}
+
+/// What a change of rules does to flows that live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnRuleChange {
+    /// They stay until they end, as Azure documents.
+    #[default]
+    Keep,
+    /// The initiator's next packet is judged again.
+    Reevaluate,
+}
+
+/// Azure's limits (`reference/azure.md` §1.2), which a policy may raise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub network_security_groups: u32,
+    pub rules_per_group: u32,
+    /// Addresses and prefixes of all rules of a group, for sources and for destinations each; tags do not count.
+    pub prefixes_per_group: u32,
+    pub application_groups: u32,
+    pub application_groups_per_configuration: u32,
+    pub application_groups_per_rule: u32,
+    pub application_groups_per_group: u32,
+    pub configurations_per_application_group: u32,
+    /// Kernel memory one generation of tables may take, in MiB.
+    pub policy_memory_mib: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            network_security_groups: 5000,
+            rules_per_group: 1000,
+            prefixes_per_group: 4000,
+            application_groups: 3000,
+            application_groups_per_configuration: 20,
+            application_groups_per_rule: 10,
+            application_groups_per_group: 100,
+            configurations_per_application_group: 4000,
+            policy_memory_mib: 512,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,13 +231,27 @@ pub enum AddressMatch {
     Any,
     Prefix(IpNet),
     Tag(ServiceTag),
+    /// Index into the policy's application security groups.
+    Application(usize),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a rule may name instead of addresses (`reference/azure.md` §1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServiceTag {
+    /// Own, peered and routed space of the subnet, and 168.63.129.16.
     VirtualNetwork,
+    /// Public addresses outside the virtual network and its peers.
     Internet,
+    /// 168.63.129.16, from where probes come.
     AzureLoadBalancer,
+    /// Outbound: 168.63.129.16, port 53.
+    AzurePlatformDns,
+    /// Outbound: 169.254.169.254.
+    AzurePlatformImds,
+    /// Outbound: the KMS servers.
+    AzurePlatformLkm,
+    /// Index into the policy's tags.
+    Named(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -247,11 +400,13 @@ impl Default for Timeouts {
 pub struct FlowTable {
     /// Flows (pairs of half-records) the table must be able to hold.
     pub max_flows: u32,
+    /// The same for IPv6, whose records are twice as large and have a table of their own.
+    pub max_flows_v6: u32,
 }
 
 impl Default for FlowTable {
     fn default() -> Self {
-        Self { max_flows: 262_144 }
+        Self { max_flows: 262_144, max_flows_v6: 65_536 }
     }
 }
 

@@ -125,10 +125,17 @@ pub fn resolve(
                 subnet.prefixes.iter().flatten().map(|prefix| IpNet::V4(prefix.value)).collect();
             let gateways = gateways(&subnet, problems);
             let name = subnet.name.map(|text| text.value).unwrap_or_default();
-            resolved.subnets.push(network::Subnet { name, network: index, prefixes, gateways, group });
+            resolved.subnets.push(network::Subnet {
+                name,
+                network: index,
+                prefixes,
+                gateways,
+                group,
+                route_table: None,
+            });
         }
         let address_space = space.iter().map(|prefix| IpNet::V4(prefix.value)).collect();
-        resolved.networks.push(network::VirtualNetwork { name, id: 0, address_space });
+        resolved.networks.push(network::VirtualNetwork { name, id: 0, address_space, peers: Vec::new() });
     }
     assign_ids(&mut resolved.networks);
     resolved

@@ -76,6 +76,7 @@ pub fn virtual_network(name: &str, id: u16, space: &[&str]) -> VirtualNetwork {
         name: name.into(),
         id,
         address_space: space.iter().map(|s| s.parse().unwrap()).collect(),
+        peers: Vec::new(),
     }
 }
 
@@ -86,6 +87,7 @@ pub fn subnet(name: &str, network: usize, prefix: &str, gateway: &str, group: Op
         prefixes: vec![prefix.parse().unwrap()],
         gateways: vec![gateway.parse().unwrap()],
         group,
+        route_table: None,
     }
 }
 
@@ -102,6 +104,7 @@ pub fn guest(name: &str, address: Ipv4Addr, subnet: usize, group: Option<usize>)
             address: IpAddr::V4(address),
             subnet,
             public_address: None,
+            application_groups: Vec::new(),
         }],
     }
 }

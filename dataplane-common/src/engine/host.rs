@@ -90,7 +90,7 @@ fn mask(address: u32, length: u8) -> u32 {
 pub struct HostPolicy {
     pub pages: Vec<Page>,
     pub prefixes: Prefixes<u32>,
-    pub spaces: HashMap<u16, Prefixes<()>>,
+    pub spaces: HashMap<u16, Prefixes<u32>>,
     pub endpoints: HashMap<EndpointKey, u32>,
 }
 

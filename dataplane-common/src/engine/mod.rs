@@ -173,8 +173,11 @@ pub fn event(ctx: &Context, reason: Reason) -> Event {
         length: ctx.length,
         side: ctx.side,
         hook: ctx.hook,
+        v6: 0,
         pad: 0,
         pad1: 0,
+        source6: [0; 4],
+        destination6: [0; 4],
     }
 }
 

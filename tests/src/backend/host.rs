@@ -41,8 +41,8 @@ pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
     for (length, address, class) in &c.prefixes {
         policy.prefixes.insert(*length, u32::from_be_bytes(*address), *class);
     }
-    for (network, length, address) in &c.spaces {
-        policy.spaces.entry(*network).or_default().insert(*length, u32::from_be_bytes(*address), ());
+    for (routing, length, address, value) in &c.spaces {
+        policy.spaces.entry(*routing).or_default().insert(*length, u32::from_be_bytes(*address), *value);
     }
     policy.endpoints = c.endpoints.iter().copied().collect();
     for device in &c.devices {

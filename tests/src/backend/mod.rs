@@ -110,7 +110,8 @@ impl Gateway {
                     mtu: 1500,
                     mac: hop.mac.unwrap_or_default(),
                     source_mac: hop.source_mac,
-                    address: u32::from_ne_bytes(hop.address.octets()),
+                    address: portcullis_common::layout::v4(hop.address),
+                    address6: portcullis_common::layout::v6(hop.address),
                     ..NextHop::default()
                 },
             ));
@@ -139,8 +140,11 @@ impl Gateway {
             generation: c.generation,
             pages: c.pages.clone(),
             prefixes: c.prefixes.clone(),
+            prefixes6: c.prefixes6.clone(),
             spaces: c.spaces.clone(),
+            spaces6: c.spaces6.clone(),
             endpoints: c.endpoints.clone(),
+            endpoints6: c.endpoints6.clone(),
             devices: c.devices.clone(),
             guest_hops: self.next_hops().into_iter().filter(|(_, hop)| hop.kind == HOP_GUEST).collect(),
             settings: c.settings,

@@ -172,8 +172,11 @@ fn image(compiled: Compiled) -> PolicyImage {
         generation: compiled.generation,
         pages: compiled.pages,
         prefixes: compiled.prefixes,
+        prefixes6: compiled.prefixes6,
         spaces: compiled.spaces,
+        spaces6: compiled.spaces6,
         endpoints: compiled.endpoints,
+        endpoints6: compiled.endpoints6,
         devices: compiled.devices,
         guest_hops: compiled.guest_hops.iter().map(|hop| (hop.index, next_hop(hop))).collect(),
         settings: compiled.settings,
@@ -189,7 +192,7 @@ fn next_hop(guest: &GuestHop) -> NextHop {
         mtu: MTU,
         mac: guest.mac.unwrap_or_default(),
         source_mac: guest.source_mac,
-        address: network_order(guest.address),
+        address: portcullis_common::layout::v4(guest.address),
         ..NextHop::default()
     }
 }
