@@ -111,11 +111,11 @@ fn in_tag(network: &Network, vnet: usize, tag: ServiceTag, address: Ipv4Addr) ->
     match tag {
         ServiceTag::VirtualNetwork => inside || address == PLATFORM,
         ServiceTag::AzureLoadBalancer => address == PLATFORM,
-        _ => todo!(),
         ServiceTag::Internet => {
             let reserved =
                 RESERVED.iter().any(|net| net.parse::<Ipv4Net>().expect("a literal").contains(&address));
             !inside && !reserved && address != PLATFORM
         }
+        _ => todo!(),
     }
 }
