@@ -9,6 +9,7 @@ mod edge;
 pub mod error;
 pub mod facts;
 mod groups;
+mod host_policy;
 mod image;
 pub mod lookup;
 mod port_classes;

@@ -36,15 +36,7 @@ pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
     env.control.generation = c.generation;
     let parity = (c.generation & 1) as usize;
     env.control.settings[parity] = c.settings;
-    let policy = &mut env.policy[parity];
-    policy.pages = c.pages.clone();
-    for (length, address, class) in &c.prefixes {
-        policy.prefixes.insert(*length, u32::from_be_bytes(*address), *class);
-    }
-    for (routing, length, address, value) in &c.spaces {
-        policy.spaces.entry(*routing).or_default().insert(*length, u32::from_be_bytes(*address), *value);
-    }
-    policy.endpoints = c.endpoints.iter().copied().collect();
+    env.policy[parity] = c.host_policy();
     for device in &c.devices {
         env.set_device(c.generation, *device);
     }
@@ -83,7 +75,7 @@ impl Backend for HostBackend {
         let action = match verdict {
             Verdict::Pass => Action::Pass,
             Verdict::Drop => Action::Drop,
-            Verdict::Redirect(_) | Verdict::Neighbour(..) => Action::Send,
+            Verdict::Redirect(_) | Verdict::Neighbour(..) | Verdict::Neighbour6(_) => Action::Send,
             Verdict::Next(stage) => anyhow::bail!("the engine stopped before {stage:?}"),
         };
         Ok(Outcome { action, frame })
