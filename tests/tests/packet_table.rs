@@ -672,7 +672,7 @@ fn table(backend: &mut dyn Backend) {
     fragment[20] = 0x20;
     t.case("a fragment", Ingress("vm1"), &fragment, Out::Drop, Fragment, &[]);
     t.case("an ICMP error", Ingress("vm1"), &vm1.icmp(3, 3, [0; 4], &[0; 28]), Out::Drop, IcmpError, &[]);
-    t.case("IPv6", Ingress("vm1"), &ethertype(&syn, 0x86dd), Out::Drop, Ipv6, &[]);
+    t.case("IPv6 that is none", Ingress("vm1"), &ethertype(&syn, 0x86dd), Out::Drop, Malformed, &[]);
     t.case("anything else than IP", Ingress("vm1"), &ethertype(&syn, 0x88cc), Out::Drop, EtherType, &[]);
     t.case("a VLAN tag from a guest", Ingress("vm1"), &tagged(&syn), Out::Drop, Vlan, &[]);
     t.case("a VLAN tag on the uplink", Ingress("up"), &tagged(&answer), Out::Pass, NotOurs, &[]);
