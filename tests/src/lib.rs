@@ -4,6 +4,7 @@ pub mod backend;
 pub mod bench;
 pub mod edge;
 pub mod lab;
+pub mod ledger;
 pub mod model;
 pub mod quickstart;
 mod stop;
