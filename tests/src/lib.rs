@@ -8,4 +8,5 @@ pub mod lab;
 pub mod ledger;
 pub mod model;
 pub mod quickstart;
+pub mod random;
 mod stop;

@@ -10,27 +10,7 @@ use portcullis_common::engine::{Hook, Verdict};
 use portcullis_tests::backend::{Backend as _, HostBackend};
 use portcullis_tests::lab::{Craft, TcpFlags};
 use portcullis_tests::model::{self, Decision, Flow};
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 33) as usize % n
-    }
-    fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
-        of[self.below(of.len())]
-    }
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
+use portcullis_tests::random::Random;
 
 const GUESTS: [(&str, &str, &str); 4] = [
     ("vm1", "10.0.1.4", "a"),

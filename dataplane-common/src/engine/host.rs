@@ -309,10 +309,14 @@ impl Env for HostEnv {
         }
     }
     fn insert(&self, ctx: &mut Context) -> flow::Taken {
-        flow::insert::<V4, Self>(self, &ctx.claim, ctx.now)
+        let notes = &raw mut ctx.notes;
+        // SAFETY: the context is this packet's own.
+        unsafe { flow::insert::<V4, Self>(self, &ctx.claim, ctx.now, notes) }
     }
     fn insert6(&self, ctx: &mut Context) -> flow::Taken {
-        flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now)
+        let notes = &raw mut ctx.notes;
+        // SAFETY: the context is this packet's own.
+        unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
     }
     fn may_reevaluate(&self, _now: u32, budget: u32) -> bool {
         budget != 0

@@ -128,6 +128,9 @@ pub struct Context {
     pub search: Search,
     pub claim: FlowKey,
     pub claim6: FlowKey6,
+    /// Scratch of an insertion, see [`crate::flow::insert`].
+    pub notes: u32,
+    pub notes_pad: u32,
 }
 
 // `packet::headers::copy_mac` copies half-words.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::{Args, ValueEnum};
 
+use super::groups;
 use super::plan::Options;
 use super::run;
 
@@ -20,6 +21,9 @@ pub struct Arguments {
     /// Also a minimal NAT over a kernel hash and over records: which flow table is faster
     #[arg(long, conflicts_with = "only")]
     tables: bool,
+    /// Instead of packet rates: what a decision of security groups costs, by the number of rules
+    #[arg(long, conflicts_with_all = ["only", "tables"])]
+    groups: bool,
     /// Rounds in which every candidate is measured once
     #[arg(long)]
     rounds: Option<usize>,
@@ -58,6 +62,10 @@ impl Arguments {
 
 /// Runs it and prints the report.
 pub fn execute(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.groups {
+        let (rounds, packets) = if arguments.quick { (1, 500) } else { (arguments.rounds.unwrap_or(5), 20_000) };
+        return groups::execute(rounds, packets, matches!(arguments.output, Output::Json));
+    }
     let report = run::run(arguments.options()?)?;
     match arguments.output {
         Output::Table => print!("{report}"),

@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::statistics::median;
 use crate::backend::{Backend as _, KernelBackend};
 use crate::lab::{Craft, TcpFlags};
+use crate::random::Random;
 
 /// Rules of each of the two groups.
 const RULES: [usize; 3] = [1, 1000, 3997];
@@ -82,7 +83,9 @@ pub fn run(rounds: usize, packets: usize) -> anyhow::Result<Vec<Cost>> {
                 }
             }
         }
-        let value = |case: usize, i: usize| median(&samples[case].iter().map(|s| s[i]).collect::<Vec<_>>());
+        let value = |case: usize, i: usize| {
+            median(&samples[case].iter().map(|s| s[i]).collect::<Vec<_>>()).unwrap_or_default()
+        };
         Ok(RULES
             .iter()
             .enumerate()
@@ -106,7 +109,13 @@ fn measure(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 4]> {
     };
     let sent = |frame: &[u8]| -> anyhow::Result<f64> {
         let (outcome, took) = backend.datapath.time_xdp(frame, ifindex, 1)?;
-        ensure!(outcome.verdict == 4, "a packet that should make a flow got verdict {}", outcome.verdict);
+        ensure!(
+            outcome.verdict == 4,
+            "a packet to {:?} that should make a flow got verdict {}: {:?}",
+            &frame[30..38],
+            outcome.verdict,
+            backend.counters()?
+        );
         Ok(took.as_nanos() as f64)
     };
     let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
@@ -170,12 +179,12 @@ struct Trace {
 
 impl Trace {
     fn random(tags: &Tags, packets: usize) -> Self {
-        let mut random = fastrand::Rng::with_seed(7);
+        let mut random = Random(7);
         let mut tuple = |_| {
-            let (first, length) = tags.prefixes[random.usize(..tags.prefixes.len())];
+            let (first, length) = tags.prefixes[random.below(tags.prefixes.len())];
             let span = u32::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-            let address = first | random.u32(..) & span;
-            (Ipv4Addr::from(address), random.u16(1024..), random.u16(1..))
+            let address = first | random.next() as u32 & span;
+            (Ipv4Addr::from(address), 1024 + random.below(64_000) as u16, 1 + random.below(65_000) as u16)
         };
         let tuples: Vec<_> = (0..packets).map(&mut tuple).collect();
         let craft = |to| Craft::new(GUEST, [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], to);
@@ -191,11 +200,11 @@ impl Trace {
 
 /// Rules about parts of the tags' space, all of which allow TCP and deny UDP; the last one is for everything.
 fn rules(tags: &Tags, count: usize, seed: u64) -> String {
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = Random(seed);
     let mut text = String::new();
     for i in 0..count - 1 {
-        let (first, length) = tags.prefixes[random.usize(..tags.prefixes.len())];
-        let port = random.u16(..60_000);
+        let (first, length) = tags.prefixes[random.below(tags.prefixes.len())];
+        let port = random.below(60_000) as u16;
         let (protocol, access) = if i % 2 == 0 { ("Tcp", "Allow") } else { ("Udp", "Deny") };
         let _ = writeln!(
             text,
@@ -204,7 +213,7 @@ fn rules(tags: &Tags, count: usize, seed: u64) -> String {
              destinationPortRange: {port}-{} }}",
             100 + i,
             Ipv4Addr::from(first),
-            port + random.u16(0..5000),
+            port + random.below(5000) as u16,
         );
     }
     let _ = writeln!(

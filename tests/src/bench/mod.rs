@@ -15,6 +15,7 @@
 mod candidate;
 mod command;
 mod generator;
+mod groups;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
