@@ -275,12 +275,11 @@ fn check_rules(group: &Group, limits: &Limits, problems: &mut Problems) {
 /// What Azure counts over all rules of a group: addresses and prefixes for each side, and application groups.
 fn check_sizes(group: &Group, limits: &Limits, problems: &mut Problems) {
     let most = limits.prefixes_per_group as usize;
-    let sides: [(&str, fn(&Rule) -> &Option<Side>); 2] =
-        [("source", |rule| &rule.source), ("destination", |rule| &rule.destination)];
-    for (word, side) in sides {
+    let sources: Vec<_> = group.rules.iter().filter_map(|rule| rule.source.as_ref()).collect();
+    let destinations: Vec<_> = group.rules.iter().filter_map(|rule| rule.destination.as_ref()).collect();
+    for (word, sides) in [("source", &sources), ("destination", &destinations)] {
         let mut count = 0;
-        let mut prefixes = group.rules.iter().flat_map(|rule| side(rule).iter().flat_map(|side| &side.terms));
-        let over = prefixes.find(|term| {
+        let over = sides.iter().flat_map(|side| &side.terms).find(|term| {
             count += usize::from(matches!(term.value, AddressMatch::Prefix(_)));
             count > most
         });
@@ -292,8 +291,7 @@ fn check_sizes(group: &Group, limits: &Limits, problems: &mut Problems) {
     }
     let most = limits.application_groups_per_group as usize;
     let mut seen = HashSet::new();
-    let sides = group.rules.iter().flat_map(|rule| rule.source.iter().chain(&rule.destination));
-    for at in sides.flat_map(Side::applications) {
+    for at in sources.iter().chain(&destinations).flat_map(|side| side.applications()) {
         if seen.insert(at.value) && seen.len() == most + 1 {
             problems
                 .error(

@@ -28,6 +28,8 @@ mod register;
 mod render;
 mod routes;
 mod schema;
+mod schema_edge;
+mod schema_rules;
 mod shape;
 mod sides;
 pub mod source;

@@ -47,6 +47,9 @@ pub fn read(
     platform
 }
 
+/// Who has a port of an address already: protocol, service and place.
+type Taken = (TransportProtocol, String, Span);
+
 fn read_services(
     items: &[Node<'_>],
     register: &mut Register,
@@ -54,7 +57,7 @@ fn read_services(
 ) -> Vec<PlatformService> {
     let mut names = Names::new("platform service");
     let mut read = Vec::new();
-    let mut taken: HashMap<(Ipv4Addr, u16), Vec<(TransportProtocol, String, Span)>> = HashMap::new();
+    let mut taken: HashMap<(Ipv4Addr, u16), Vec<Taken>> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
         let Some(fields) = Fields::open(item, &shape::PLATFORM_SERVICE, problems) else { continue };
         let name = fields.text("name", problems);
