@@ -40,7 +40,7 @@ impl KernelBackend {
             let gateway = Gateway::compile(yaml, |name| indices.get(name).copied())?;
             let mut datapath = Datapath::open(
                 &bpffs.path().join("portcullis"),
-                &LoadOptions { flow_buckets: 1 << 12, ..Default::default() },
+                &LoadOptions { flow_buckets: 1 << 14, ..Default::default() },
             )?;
             datapath.install(&gateway.image())?;
             for (index, hop) in gateway.next_hops() {
