@@ -60,7 +60,7 @@ pub(super) struct Edge<'a> {
     network: &'a Network,
     facts: &'a HostFacts,
     /// Network id of each virtual network.
-    network_ids: &'a [u16],
+    pub network_ids: Vec<u16>,
     pub endpoints: Vec<Endpoint>,
     /// Name of each endpoint.
     pub names: Vec<String>,
@@ -80,7 +80,7 @@ pub(super) struct Edge<'a> {
 }
 
 impl<'a> Edge<'a> {
-    pub fn new(network: &'a Network, facts: &'a HostFacts, network_ids: &'a [u16]) -> Self {
+    pub fn new(network: &'a Network, facts: &'a HostFacts, network_ids: Vec<u16>) -> Self {
         Self {
             network,
             facts,
@@ -259,7 +259,7 @@ impl<'a> Edge<'a> {
         for &address in self.facts.addresses.iter().filter(|a| !a.is_loopback()) {
             self.at.entry((WORLD, address)).or_insert(endpoint_value(AT_HOST, 0));
             // A destination inside the sender's virtual network is looked up there only.
-            for (network, &id) in self.network.virtual_networks.iter().zip(self.network_ids) {
+            for (network, &id) in self.network.virtual_networks.iter().zip(&self.network_ids) {
                 if network.address_space.iter().any(|space| space.contains(&address)) {
                     self.at.entry((id, address)).or_insert(endpoint_value(AT_HOST, 0));
                 }
