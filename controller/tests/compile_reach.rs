@@ -63,7 +63,7 @@ fn an_ipv6_configuration_is_an_endpoint_of_its_own_with_a_next_hop_of_its_own() 
     let compiled = compile(&net, &host, &mut Registry::default(), &Ownership::default(), 1).unwrap();
     assert_eq!(compiled.members, ["vm1/ipconfig1", "vm1/ipconfig6", "vm2/ipconfig1", "fw/ipconfig1"]);
     assert_eq!(at(&compiled, 1, "fd00:1::4"), (AT_GUEST, 1));
-    assert_eq!(at(&compiled, 1, "10.0.0.5"), (AT_GUEST, 2));
+    assert_eq!(at(&compiled, 1, "10.0.0.6"), (AT_GUEST, 2));
     assert_eq!(at(&compiled, 1, "fd00:1::1"), (AT_HOST, 0), "the gateway");
     assert_eq!(at(&compiled, 1, "fd00:1::99"), (AT_HOST, 0), "the host's own, inside the space");
     assert_eq!(at(&compiled, 0, "2001:db8::7"), (AT_HOST, 0));
@@ -78,7 +78,7 @@ fn an_ipv6_configuration_is_an_endpoint_of_its_own_with_a_next_hop_of_its_own() 
     let hop = compiled.guest_hops.iter().find(|hop| hop.name == "vm1/ipconfig6").unwrap();
     assert_eq!((hop.index, hop.address), (v6.next_hop, ip("fd00:1::4")));
     assert_ne!(v4.next_hop, v6.next_hop);
-    assert_eq!(compiled.endpoints6.len(), 4);
+    assert_eq!(compiled.endpoints6.len(), 5, "the host's address inside the space is known in both");
 }
 
 #[test]

@@ -55,6 +55,9 @@ pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize)> 
     interfaces.flat_map(|(i, interface)| (0..interface.addresses.len()).map(move |c| (i, c)))
 }
 
+/// Keys and values of an endpoints map.
+type Entries<K> = Vec<(K, u32)>;
+
 /// The tables of this room under construction.
 pub(super) struct Edge<'a> {
     network: &'a Network,
@@ -375,7 +378,7 @@ impl<'a> Edge<'a> {
     }
 
     /// The entries of the endpoints maps of both families, by network and address.
-    pub fn entries(&self) -> (Vec<(EndpointKey, u32)>, Vec<(EndpointKey6, u32)>) {
+    pub fn entries(&self) -> (Entries<EndpointKey>, Entries<EndpointKey6>) {
         let (mut of4, mut of6) = (Vec::new(), Vec::new());
         for (&(network, address), &value) in &self.at {
             match address {
