@@ -379,7 +379,8 @@ impl<'a> Edge<'a> {
 
     /// The entries of the endpoints maps of both families, by network and address.
     pub fn entries(&self) -> (Entries<EndpointKey>, Entries<EndpointKey6>) {
-        let (mut of4, mut of6) = (Vec::new(), Vec::new());
+        let mut of4 = Vec::new();
+        let mut of6 = Vec::new();
         for (&(network, address), &value) in &self.at {
             match address {
                 IpAddr::V4(_) => of4.push((EndpointKey { address: v4(address), network, pad: 0 }, value)),
