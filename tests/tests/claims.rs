@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
+use portcullis_common::family::V4;
 use portcullis_common::flow::{self, Ctl, FREE, LIVE};
 use portcullis_common::{FlowKey, HalfRecord, atomic};
 use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend};
@@ -129,18 +130,18 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
                     while held.len() > 511 || (held.len() > 480 && round % 3 == 0) {
                         let (source_port, port) = held.pop_front().unwrap();
                         let key = inside_key(source_port, network);
-                        let (index, _) =
-                            flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                        let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
+                            .expect("a held flow is there");
                         ledger.releasing(port);
-                        free(|i| flow::record(env, i).unwrap(), index);
+                        free(|i| flow::record::<V4, _>(env, i).unwrap(), index);
                     }
                 }
                 for (source_port, port) in held {
                     let key = inside_key(source_port, network);
-                    let (index, _) =
-                        flow::find(env, &env.control, &key, env.now()).expect("a held flow is there");
+                    let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
+                        .expect("a held flow is there");
                     ledger.releasing(port);
-                    free(|i| flow::record(env, i).unwrap(), index);
+                    free(|i| flow::record::<V4, _>(env, i).unwrap(), index);
                 }
             });
         }

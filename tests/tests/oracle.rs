@@ -9,7 +9,7 @@ use portcullis::policy::network::{AddressMatch, Direction, Network, RuleProtocol
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_tests::backend::{Backend as _, HostBackend};
 use portcullis_tests::lab::{Craft, TcpFlags};
-use portcullis_tests::model::{self, Decision, Flow};
+use portcullis_tests::model::{self, Decision};
 use portcullis_tests::random::Random;
 
 const GUESTS: [(&str, &str, &str); 4] = [
@@ -99,6 +99,28 @@ fn random_policy(random: &mut Random) -> String {
     yaml_of(&groups)
 }
 
+/// A packet of IPv4, as the groups see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Flow {
+    protocol: u8,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    source_port: u16,
+    destination_port: u16,
+}
+
+impl Flow {
+    fn of_any_family(&self) -> model::Flow {
+        model::Flow {
+            protocol: self.protocol,
+            source: self.source.into(),
+            destination: self.destination.into(),
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+        }
+    }
+}
+
 /// A packet from the corner of some rule, and what each group it meets says of it, up to the first deny.
 fn draw(random: &mut Random, network: &Network) -> Option<(Flow, Vec<(Decision, usize)>)> {
     let guests: Vec<Ipv4Addr> = GUESTS.iter().map(|g| g.1.parse().expect("a literal")).collect();
@@ -115,7 +137,7 @@ fn draw(random: &mut Random, network: &Network) -> Option<(Flow, Vec<(Decision, 
     let flow = corner_flow(random, rule, met_by);
     let mut decisions = Vec::new();
     for (group, direction) in asked(network, &flow, &guests)? {
-        let decision = model::decide(network, group, direction, 0, &flow);
+        let decision = model::decide(network, group, direction, 0, &flow.of_any_family());
         let allow = decision.allow;
         decisions.push((decision, group));
         if !allow {

@@ -31,27 +31,27 @@ struct List {
 
 impl Lists {
     /// The number of a list; equal lists have the same.
-    pub fn intern(&mut self, prefixes: Vec<Prefix>) -> u32 {
-        let prefixes = normalise(prefixes);
+    pub fn intern(&mut self, prefixes: &mut Vec<Prefix>) -> u32 {
+        normalise(prefixes);
         let hash = hash(prefixes.iter().flat_map(Prefix::words), prefixes.len() as u64);
         let first = self.by_hash.get(&hash).copied();
         let mut candidate = first;
         while let Some(number) = candidate {
             let list = &self.lists[number as usize];
-            if list.prefixes == prefixes {
+            if list.prefixes == *prefixes {
                 return number;
             }
             candidate = list.next;
         }
         let number = self.lists.len() as u32;
-        self.lists.push(List { prefixes, next: first, shared: false });
+        self.lists.push(List { prefixes: prefixes.clone(), next: first, shared: false });
         self.by_hash.insert(hash, number);
         number
     }
 
     /// The number of a list that many rulesets name: a tag or an application group.
-    pub fn intern_shared(&mut self, prefixes: Vec<Prefix>) -> u32 {
-        let number = self.intern(prefixes);
+    pub fn intern_shared(&mut self, mut prefixes: Vec<Prefix>) -> u32 {
+        let number = self.intern(&mut prefixes);
         self.lists[number as usize].shared = true;
         number
     }
@@ -198,8 +198,8 @@ mod tests {
     #[test]
     fn a_prefix_inside_another_of_the_same_list_adds_no_class() {
         let mut lists = Lists::default();
-        lists.intern(list(&["10.0.0.0/8", "10.1.0.0/16"]));
-        lists.intern(list(&["10.1.2.0/24", "10.9.0.0/16"]));
+        lists.intern(&mut list(&["10.0.0.0/8", "10.1.0.0/16"]));
+        lists.intern(&mut list(&["10.1.2.0/24", "10.9.0.0/16"]));
         let classes = AddressClasses::build(&lists);
         assert_eq!(classes.count, 3, "none; the first list; both");
         assert_eq!(classes.prefixes.len(), 3);
@@ -209,8 +209,8 @@ mod tests {
     fn addresses_of_both_families_that_the_same_lists_name_share_a_class() {
         let mut lists = Lists::default();
         let shared = lists.intern_shared(list(&["20.0.0.0/8", "20.1.0.0/16", "2001:db8::/32"]));
-        let own = lists.intern(list(&["::/0"]));
-        assert_eq!(lists.intern(list(&["2001:db8::/32", "20.0.0.0/8"])), shared);
+        let own = lists.intern(&mut list(&["::/0"]));
+        assert_eq!(lists.intern(&mut list(&["2001:db8::/32", "20.0.0.0/8"])), shared);
         let classes = AddressClasses::build(&lists);
         assert_eq!(classes.count, 4, "none; the shared list; ::/0; both");
         let mut of_shared = Vec::new();

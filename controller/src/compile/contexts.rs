@@ -20,7 +20,7 @@ pub struct Context {
 /// What a tag stands for in a subnet, sorted and without what another prefix covers.
 pub fn tag_prefixes(network: &Network, subnet: usize, tag: ServiceTag) -> Vec<IpNet> {
     let subnet = &network.subnets[subnet];
-    let list = match tag {
+    let mut list = match tag {
         ServiceTag::VirtualNetwork => virtual_network(network, subnet.network, subnet.route_table),
         ServiceTag::Internet => internet(reachable(network, subnet.network)),
         ServiceTag::AzureLoadBalancer
@@ -29,7 +29,8 @@ pub fn tag_prefixes(network: &Network, subnet: usize, tag: ServiceTag) -> Vec<Ip
         | ServiceTag::AzurePlatformLkm
         | ServiceTag::Named(_) => fixed(network, tag),
     };
-    normalise(list).iter().filter_map(Prefix::net).collect()
+    normalise(&mut list);
+    list.iter().filter_map(Prefix::net).collect()
 }
 
 /// The address spaces of a virtual network and its peers.

@@ -55,12 +55,15 @@ pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize)> 
     interfaces.flat_map(|(i, interface)| (0..interface.addresses.len()).map(move |c| (i, c)))
 }
 
+/// Keys and values of an endpoints map.
+type Entries<K> = Vec<(K, u32)>;
+
 /// The tables of this room under construction.
 pub(super) struct Edge<'a> {
     network: &'a Network,
     facts: &'a HostFacts,
     /// Network id of each virtual network.
-    network_ids: &'a [u16],
+    pub network_ids: Vec<u16>,
     pub endpoints: Vec<Endpoint>,
     /// Name of each endpoint.
     pub names: Vec<String>,
@@ -80,7 +83,7 @@ pub(super) struct Edge<'a> {
 }
 
 impl<'a> Edge<'a> {
-    pub fn new(network: &'a Network, facts: &'a HostFacts, network_ids: &'a [u16]) -> Self {
+    pub fn new(network: &'a Network, facts: &'a HostFacts, network_ids: Vec<u16>) -> Self {
         Self {
             network,
             facts,
@@ -259,7 +262,7 @@ impl<'a> Edge<'a> {
         for &address in self.facts.addresses.iter().filter(|a| !a.is_loopback()) {
             self.at.entry((WORLD, address)).or_insert(endpoint_value(AT_HOST, 0));
             // A destination inside the sender's virtual network is looked up there only.
-            for (network, &id) in self.network.virtual_networks.iter().zip(self.network_ids) {
+            for (network, &id) in self.network.virtual_networks.iter().zip(&self.network_ids) {
                 if network.address_space.iter().any(|space| space.contains(&address)) {
                     self.at.entry((id, address)).or_insert(endpoint_value(AT_HOST, 0));
                 }
@@ -375,8 +378,9 @@ impl<'a> Edge<'a> {
     }
 
     /// The entries of the endpoints maps of both families, by network and address.
-    pub fn entries(&self) -> (Vec<(EndpointKey, u32)>, Vec<(EndpointKey6, u32)>) {
-        let (mut of4, mut of6) = (Vec::new(), Vec::new());
+    pub fn entries(&self) -> (Entries<EndpointKey>, Entries<EndpointKey6>) {
+        let mut of4 = Vec::new();
+        let mut of6 = Vec::new();
         for (&(network, address), &value) in &self.at {
             match address {
                 IpAddr::V4(_) => of4.push((EndpointKey { address: v4(address), network, pad: 0 }, value)),

@@ -1,21 +1,21 @@
-//! Security groups as numbered lists, compiled once for each context they are asked in.
+//! Which rulesets there are: groups, directions and the contexts they are asked in; and their rules as numbered lists.
+//!
+//! None of it needs the rules' ids, so it is done while those are found.
 
 use std::collections::HashMap;
 
 use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_LKM, RULE_ALLOW, RULE_NONE};
 
 use super::addresses::AddressClasses;
-use super::contexts::{Context, Contexts};
+use super::contexts::{Context, Contexts, Meaning};
+use super::edge;
 use super::error::CompileError;
-use super::image::{Image, TooLarge};
 use super::numbers::RuleIds;
-use super::platform::platform_rules;
+use super::platform::{allows_kms, platform_rules};
 use super::port_classes::{PortClasses, PortLists};
-use super::rules::{MAX_RULES, in_order};
-use super::ruleset::{self, Classes, Rule, Scratch, TooManyRows};
-use super::sides::{Prepared, naming_platform_tag};
-use super::workers::in_parallel;
-use crate::policy::network::{Access, Direction, Network};
+use super::rules::{MAX_RULES, default_rules, in_order};
+use super::sides::{Prefixes, Prepared, naming_platform_tag};
+use crate::policy::network::{Access, Direction, Network, SecurityRule};
 
 /// The rules of a ruleset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,19 +40,19 @@ pub(super) struct Asked {
 
 /// The rulesets endpoints ask for, numbered from 1 in the order of the first request.
 #[derive(Default)]
-pub(super) struct Rulesets {
-    pub asked: Vec<Asked>,
+struct Rulesets {
+    asked: Vec<Asked>,
     numbers: HashMap<Asked, u32>,
 }
 
 impl Rulesets {
     /// The ruleset's number; 0 where no group is.
-    pub fn of_group(&mut self, group: Option<usize>, direction: Direction, context: usize) -> u32 {
+    fn of_group(&mut self, group: Option<usize>, direction: Direction, context: usize) -> u32 {
         group.map_or(0, |group| self.number(Asked { of: RulesetOf::Group(group), direction, context }))
     }
 
     /// The ruleset's number. There must be rules in it.
-    pub fn number(&mut self, asked: Asked) -> u32 {
+    fn number(&mut self, asked: Asked) -> u32 {
         *self.numbers.entry(asked).or_insert_with(|| {
             self.asked.push(asked);
             self.asked.len() as u32
@@ -60,142 +60,151 @@ impl Rulesets {
     }
 }
 
-/// Address classes and the image with all rulesets in it.
-pub(super) struct Classified {
+/// What one endpoint asks: its interface's and its subnet's groups, and the rules before them. 0 for none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AskedBy {
+    pub nic_outbound: u32,
+    pub subnet_outbound: u32,
+    pub subnet_inbound: u32,
+    pub nic_inbound: u32,
+    pub platform_outbound: u32,
+}
+
+/// All rulesets of a policy, their rules as lists, and the classes that these make.
+pub(super) struct Groups {
+    /// The rulesets, numbered from 1.
+    pub asked: Vec<Asked>,
+    /// For each outbound ruleset of a group those of its platform tags.
+    pub platform: HashMap<u32, [u32; 3]>,
+    pub rules: HashMap<(RulesetOf, Direction), Vec<Prepared>>,
+    /// What each configuration asks, in the order of the endpoints.
+    pub endpoints: Vec<AskedBy>,
+    pub contexts: Vec<Context>,
+    pub meanings: Vec<Meaning>,
     pub addresses: AddressClasses,
     pub ports: PortClasses,
-    pub image: Image,
-    /// What each ruleset is, those of platform tags included.
-    pub asked: Vec<Asked>,
-    /// For each ruleset the bit of its first rule, see [`super::image`].
-    pub first_bits: Vec<u32>,
-    pub contexts: Vec<Context>,
+    pub port_lists: PortLists,
 }
 
-/// Rulesets compiled at once before they are put into the image: enough for the threads to be busy, few enough
-/// that what waits does not matter beside the image.
-const BATCH: usize = 64;
+impl Groups {
+    /// Finds out what is asked, and prepares it.
+    pub fn prepare(network: &Network) -> Self {
+        let mut contexts = Contexts::new(network);
+        let mut rulesets = Rulesets::default();
+        let endpoints: Vec<AskedBy> = edge::guests(network)
+            .map(|(i, c)| asked_by(network, i, c, &mut contexts, &mut rulesets))
+            .collect();
 
-/// Rules of one group and direction, ready to be seen from any context.
-struct Body {
-    rules: Vec<Prepared>,
-    /// Their words in the `rules` table.
-    words: Vec<u32>,
-}
-
-/// Compiles all rulesets. The image keeps no more than `limit` bytes; past that it only counts.
-pub(super) fn compile(
-    network: &Network,
-    mut contexts: Contexts<'_>,
-    mut rulesets: Rulesets,
-    ids: &RuleIds,
-    limit: usize,
-) -> Result<Classified, Vec<CompileError>> {
-    let mut port_lists = PortLists::default();
-    let mut bodies: HashMap<(RulesetOf, Direction), Body> = HashMap::new();
-    // Platform rulesets of each group's ruleset, by its number.
-    let mut platform: HashMap<u32, [u32; 3]> = HashMap::new();
-    for number in 0..rulesets.asked.len() {
-        let Asked { of, direction, context } = rulesets.asked[number];
-        bodies
-            .entry((of, direction))
-            .or_insert_with(|| body(network, of, direction, ids, &mut contexts, &mut port_lists));
-        if let (RulesetOf::Group(group), Direction::Outbound) = (of, direction) {
-            let numbers: [u32; 3] = std::array::from_fn(|i| {
-                let of = RulesetOf::PlatformTag { group, tag: EXEMPT_DNS + i as u32 };
-                let body = bodies
-                    .entry((of, direction))
-                    .or_insert_with(|| body(network, of, direction, ids, &mut contexts, &mut port_lists));
-                if body.rules.is_empty() { 0 } else { rulesets.number(Asked { of, direction, context }) }
+        let mut port_lists = PortLists::default();
+        let mut scratch = Prefixes::new();
+        let mut prepare = |of, direction| {
+            let mut prepared = Vec::new();
+            each_rule(network, of, direction, |_, rule, _| {
+                prepared.push(Prepared::new(network, rule, &mut contexts, &mut port_lists, &mut scratch));
             });
-            platform.insert(number as u32 + 1, numbers);
-        }
-    }
-    let addresses = AddressClasses::build(&contexts.lists);
-    let ports = PortClasses::build(&port_lists);
-
-    let mut image = Image::new(rulesets.asked.len(), limit);
-    let mut first_bits = vec![0; rulesets.asked.len()];
-    let mut rule_bases: HashMap<(RulesetOf, Direction), u32> = HashMap::new();
-    let classes = Classes { addresses: &addresses, ports: &ports, port_lists: &port_lists };
-    let mut errors = Vec::new();
-    let mut order: Vec<(usize, Asked)> = rulesets.asked.iter().copied().enumerate().collect();
-    order.sort_by_key(|(_, asked)| std::cmp::Reverse(bodies[&(asked.of, asked.direction)].words.len()));
-    for batch in order.chunks(BATCH) {
-        let compiled = in_parallel(batch, Scratch::default, |(_, asked), scratch| {
-            let meaning = &contexts.meanings[asked.context];
-            let rules = &bodies[&(asked.of, asked.direction)].rules;
-            let rules: Vec<Rule> = rules.iter().map(|rule| rule.seen_from(meaning)).collect();
-            ruleset::compile(&rules, &classes, scratch)
-        });
-        for (&(i, asked), compiled) in batch.iter().zip(compiled) {
-            let Ok(compiled) = compiled.map_err(|TooManyRows| {
-                let message = "one of its fields tells more than 65,536 kinds of packets apart";
-                errors.push(CompileError::new(place(network, asked.of), message));
-            }) else {
-                continue;
-            };
-            let words = &bodies[&(asked.of, asked.direction)].words;
-            let rule_base = *rule_bases
-                .entry((asked.of, asked.direction))
-                .or_insert_with(|| image.rules(words.iter().copied()));
-            let number = i as u32 + 1;
-            let of_platform = platform.get(&number).copied().unwrap_or_default();
-            match image.ruleset(number, &compiled, rule_base, words.len() as u32, of_platform) {
-                Ok(first_bit) => first_bits[i] = first_bit,
-                Err(TooLarge) => {
-                    let message = "the tables of all groups are too large together";
-                    return Err(vec![CompileError::new(place(network, asked.of), message)]);
-                }
+            prepared
+        };
+        let mut rules: HashMap<(RulesetOf, Direction), Vec<Prepared>> = HashMap::new();
+        let mut platform = HashMap::new();
+        for number in 0..rulesets.asked.len() {
+            let Asked { of, direction, context } = rulesets.asked[number];
+            rules.entry((of, direction)).or_insert_with(|| prepare(of, direction));
+            if let (RulesetOf::Group(group), Direction::Outbound) = (of, direction) {
+                let numbers: [u32; 3] = std::array::from_fn(|i| {
+                    let of = RulesetOf::PlatformTag { group, tag: EXEMPT_DNS + i as u32 };
+                    let rules = rules.entry((of, direction)).or_insert_with(|| prepare(of, direction));
+                    if rules.is_empty() { 0 } else { rulesets.number(Asked { of, direction, context }) }
+                });
+                platform.insert(number as u32 + 1, numbers);
             }
         }
+        Self {
+            asked: rulesets.asked,
+            platform,
+            rules,
+            endpoints,
+            addresses: AddressClasses::build(&contexts.lists),
+            contexts: contexts.contexts,
+            meanings: contexts.meanings,
+            ports: PortClasses::build(&port_lists),
+            port_lists,
+        }
     }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let asked = rulesets.asked;
-    Ok(Classified { addresses, ports, image, asked, first_bits, contexts: contexts.contexts })
 }
 
-/// The rules of one group (or the platform's) in one direction.
-fn body(
+/// What a configuration of an interface asks.
+fn asked_by(
+    network: &Network,
+    interface: usize,
+    configuration: usize,
+    contexts: &mut Contexts<'_>,
+    rulesets: &mut Rulesets,
+) -> AskedBy {
+    let interface = &network.interfaces[interface];
+    let number = interface.addresses[configuration].subnet;
+    let subnet = &network.subnets[number];
+    let context = contexts.of_subnet(number);
+    let mut of_group = |group, direction| rulesets.of_group(group, direction, context);
+    let mut asked = AskedBy {
+        nic_outbound: of_group(interface.group, Direction::Outbound),
+        subnet_outbound: of_group(subnet.group, Direction::Outbound),
+        subnet_inbound: of_group(subnet.group, Direction::Inbound),
+        nic_inbound: of_group(interface.group, Direction::Inbound),
+        platform_outbound: 0,
+    };
+    let kms = allows_kms(network, subnet);
+    if kms || network.platform.block_smtp || !network.platform.services.is_empty() {
+        let of = RulesetOf::Platform { kms };
+        asked.platform_outbound = rulesets.number(Asked { of, direction: Direction::Outbound, context });
+    }
+    asked
+}
+
+/// The words of a ruleset's rules in the `rules` table.
+pub(super) fn words(network: &Network, of: RulesetOf, direction: Direction, ids: &RuleIds) -> Vec<u32> {
+    let of_group = match of {
+        RulesetOf::Group(group) | RulesetOf::PlatformTag { group, .. } => ids.of_group(group, direction),
+        RulesetOf::Platform { .. } => &[],
+    };
+    let mut words = Vec::new();
+    each_rule(network, of, direction, |position, rule, action| {
+        let id = match of {
+            RulesetOf::Platform { .. } => ids.of_platform(&rule.name),
+            _ => of_group.get(position).copied().unwrap_or(RULE_NONE),
+        };
+        let allow = if rule.access == Access::Allow { RULE_ALLOW } else { 0 };
+        words.push(allow | action << 24 | id);
+    });
+    words
+}
+
+/// Calls `visit` for the rules of a ruleset in the order they are asked: position in the group, rule, and the action
+/// of a rule before the groups.
+fn each_rule(
     network: &Network,
     of: RulesetOf,
     direction: Direction,
-    ids: &RuleIds,
-    contexts: &mut Contexts<'_>,
-    ports: &mut PortLists,
-) -> Body {
-    let word = |access, id: u32| if access == Access::Allow { RULE_ALLOW | id } else { id };
-    let mut prepare = |rule: &_| Prepared::new(network, rule, contexts, ports);
-    let mut body = Body { rules: Vec::new(), words: Vec::new() };
+    mut visit: impl FnMut(usize, &SecurityRule, u32),
+) {
     match of {
         RulesetOf::Group(group) => {
-            let ids = ids.of_group(group, direction);
-            for (rule, &id) in in_order(&network.groups[group], direction).into_iter().zip(ids) {
-                body.rules.push(prepare(rule));
-                body.words.push(word(rule.access, id));
-            }
+            let rules = in_order(&network.groups[group], direction);
+            rules.into_iter().enumerate().for_each(|(position, rule)| visit(position, rule, 0));
         }
         RulesetOf::PlatformTag { group, tag } => {
-            let ids = ids.of_group(group, direction);
-            for (position, rule) in naming_platform_tag(&in_order(&network.groups[group], direction), tag) {
-                body.rules.push(prepare(&rule));
-                body.words.push(word(rule.access, ids.get(position).copied().unwrap_or(RULE_NONE)));
-            }
+            let rules = naming_platform_tag(&in_order(&network.groups[group], direction), tag);
+            rules.iter().for_each(|(position, rule)| visit(*position, rule, 0));
         }
         RulesetOf::Platform { kms } => {
-            for rule in platform_rules(network, kms) {
-                body.rules.push(prepare(&rule.rule));
-                body.words.push(word(rule.rule.access, ids.of_platform(&rule.rule.name)) | rule.action << 24);
-            }
+            let rules = platform_rules(network, kms);
+            let rules = rules.iter().enumerate();
+            rules.for_each(|(position, rule)| visit(position, &rule.rule, rule.action));
         }
     }
-    body
 }
 
 /// Where in the policy a ruleset comes from.
-fn place(network: &Network, of: RulesetOf) -> String {
+pub(super) fn place(network: &Network, of: RulesetOf) -> String {
     match of {
         RulesetOf::Group(group) | RulesetOf::PlatformTag { group, .. } => {
             format!("networkSecurityGroups/{}", network.groups[group].name)
@@ -209,7 +218,7 @@ pub(super) fn check_size(network: &Network, errors: &mut Vec<CompileError>) {
     for (number, group) in network.groups.iter().enumerate() {
         for direction in [Direction::Inbound, Direction::Outbound] {
             let own = group.rules.iter().filter(|rule| rule.direction == direction).count();
-            let rules = own + super::rules::default_rules(direction).len();
+            let rules = own + default_rules(direction).len();
             if rules > MAX_RULES {
                 let message =
                     format!("{rules} {direction:?} rules, default rules included; at most {MAX_RULES}");

@@ -239,15 +239,17 @@ impl Image {
             frontends_used: records.frontends.len() as u32,
             ..Header::default()
         };
-        let summaries = std::mem::take(&mut self.summaries);
-        header.summaries = self.table(summaries)?;
-        header.locals = self.table(words_of_u16(&self.locals))?;
-        header.rules = self.table(words_of_u32(&self.rules))?;
-        header.rulesets = self.table(self.rulesets.iter().flat_map(|r| ruleset_words(*r)).collect())?;
+        let (summaries, locals) = (std::mem::take(&mut self.summaries), std::mem::take(&mut self.locals));
+        let (rules, rulesets) = (std::mem::take(&mut self.rules), std::mem::take(&mut self.rulesets));
+        self.pages.reserve_exact(summaries.len() / 64 + locals.len() / 256 + rules.len() / 128 + 1024);
+        header.summaries = self.table(summaries.into_iter())?;
+        header.locals = self.table(words_of_u16(&locals))?;
+        header.rules = self.table(words_of_u32(&rules))?;
+        header.rulesets = self.table(rulesets.iter().flat_map(|r| ruleset_words(*r)))?;
         header.ports = self.table(words_of_u16(records.ports))?;
-        header.endpoints = self.table(records.endpoints.iter().flat_map(|e| endpoint_words(*e)).collect())?;
+        header.endpoints = self.table(records.endpoints.iter().flat_map(|e| endpoint_words(*e)))?;
         header.units = self.table(words_of_u32(records.units))?;
-        header.frontends = self.table(records.frontends.iter().map(|f| frontend_word(*f)).collect())?;
+        header.frontends = self.table(records.frontends.iter().map(|f| frontend_word(*f)))?;
         header.owners = self.table(words_of_u16(records.owners))?;
         header.pages = u32::try_from(self.pages.len()).map_err(|_| TooLarge)?;
         self.pages[0].words[..7].copy_from_slice(&header_words(header));
@@ -257,17 +259,21 @@ impl Image {
 
     /// Appends a table from the next page on and answers which page that is. Never empty: a look-up past the end of
     /// the last table should find zeros, not the end of the map.
-    fn table(&mut self, words: Vec<u64>) -> Result<u32, TooLarge> {
+    fn table(&mut self, mut words: impl Iterator<Item = u64>) -> Result<u32, TooLarge> {
         let base = u32::try_from(self.pages.len()).map_err(|_| TooLarge)?;
-        for chunk in words.chunks(PAGE_BYTES / 8) {
+        let mut word = words.next();
+        loop {
             let mut page = Page::default();
-            page.words[..chunk.len()].copy_from_slice(chunk);
+            for to in &mut page.words {
+                let Some(value) = word else { break };
+                *to = value;
+                word = words.next();
+            }
             self.pages.push(page);
+            if word.is_none() {
+                return Ok(base);
+            }
         }
-        if words.is_empty() {
-            self.pages.push(Page::default());
-        }
-        Ok(base)
     }
 }
 
@@ -277,7 +283,7 @@ fn summary(row: &[u64], first_word: usize) -> u64 {
 }
 
 /// Packs as an array of `u16` lies in memory.
-fn words_of_u16(values: &[u16]) -> Vec<u64> {
+fn words_of_u16(values: &[u16]) -> impl Iterator<Item = u64> {
     let pack = |chunk: &[u16]| {
         let mut bytes = [0; 8];
         for (to, value) in bytes.chunks_exact_mut(2).zip(chunk) {
@@ -285,11 +291,11 @@ fn words_of_u16(values: &[u16]) -> Vec<u64> {
         }
         u64::from_ne_bytes(bytes)
     };
-    values.chunks(4).map(pack).collect()
+    values.chunks(4).map(pack)
 }
 
 /// Packs as an array of `u32` lies in memory.
-fn words_of_u32(values: &[u32]) -> Vec<u64> {
+fn words_of_u32(values: &[u32]) -> impl Iterator<Item = u64> {
     let pack = |chunk: &[u32]| {
         let mut bytes = [0; 8];
         for (to, value) in bytes.chunks_exact_mut(4).zip(chunk) {
@@ -297,7 +303,7 @@ fn words_of_u32(values: &[u32]) -> Vec<u64> {
         }
         u64::from_ne_bytes(bytes)
     };
-    values.chunks(2).map(pack).collect()
+    values.chunks(2).map(pack)
 }
 
 fn header_words(header: Header) -> [u64; 7] {

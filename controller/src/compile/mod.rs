@@ -5,6 +5,7 @@
 //! caller to keep on disk.
 
 mod addresses;
+mod classifier;
 pub mod contexts;
 mod edge;
 pub mod error;
@@ -43,10 +44,11 @@ pub use rules::RuleInfo;
 pub use settings::epoch;
 
 use crate::policy::network::{Direction, Network};
-use contexts::Contexts;
 use edge::Edge;
-use groups::{Asked, Rulesets};
+use groups::{Asked, Groups};
 use image::{Records, TooLarge};
+use numbers::RuleIds;
+use spaces::Spaces;
 
 /// The tables of one generation.
 #[derive(Debug, Clone)]
@@ -119,59 +121,37 @@ pub fn compile(
         return Err(errors);
     }
 
-    let rules = numbers::all_rules(network);
     let mut ids = registry.clone();
-    ids.begin(&numbers::wanted(network, &rules));
-    let network_ids = numbers::network_ids(network, &mut ids, &mut errors);
-    let (rules, rule_ids) = numbers::number_rules(rules, &mut ids, &mut errors);
-    if !errors.is_empty() {
-        return Err(errors);
+    let (groups, numbered) = std::thread::scope(|scope| {
+        let groups = scope.spawn(|| Groups::prepare(network));
+        let numbered = number(network, facts, &mut ids, ownership, generation);
+        let groups = groups.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (groups, numbered)
+    });
+    let Numbered { rules, rule_ids, mut edge, ownership, settings, spaces } = numbered?;
+    for ((asked, endpoint), (i, c)) in
+        groups.endpoints.iter().zip(&mut edge.endpoints).zip(edge::guests(network))
+    {
+        endpoint.nic_outbound = asked.nic_outbound;
+        endpoint.subnet_outbound = asked.subnet_outbound;
+        endpoint.subnet_inbound = asked.subnet_inbound;
+        endpoint.nic_inbound = asked.nic_inbound;
+        endpoint.platform_outbound = asked.platform_outbound;
+        endpoint.routing = spaces.of_subnet[network.interfaces[i].addresses[c].subnet];
     }
-
-    let mut edge = Edge::new(network, facts, &network_ids);
-    edge.guests(&mut ids);
-    edge.devices();
-    edge.public_addresses();
-    edge.host_addresses();
-    let ownership = edge.outbound(&mut ids, ownership);
-    let settings = settings::settings(network, &ids, generation).map_err(|error| edge.errors.push(error));
-    let (Ok(settings), true) = (settings, edge.errors.is_empty()) else { return Err(edge.errors) };
-
-    let spaces = spaces::spaces(network, &network_ids, |id, address| edge.guest_at(id, address));
-    let spaces = spaces.map_err(|error| vec![error])?;
-    let mut contexts = Contexts::new(network);
-    let mut rulesets = Rulesets::default();
-    for ((i, c), endpoint) in edge::guests(network).zip(&mut edge.endpoints) {
-        let interface = &network.interfaces[i];
-        let subnet = &network.subnets[interface.addresses[c].subnet];
-        let context = contexts.of_subnet(interface.addresses[c].subnet);
-        let mut of_group = |group, direction| rulesets.of_group(group, direction, context);
-        endpoint.nic_outbound = of_group(interface.group, Direction::Outbound);
-        endpoint.subnet_outbound = of_group(subnet.group, Direction::Outbound);
-        endpoint.subnet_inbound = of_group(subnet.group, Direction::Inbound);
-        endpoint.nic_inbound = of_group(interface.group, Direction::Inbound);
-        let kms = platform::allows_kms(network, subnet);
-        if kms || network.platform.block_smtp || !network.platform.services.is_empty() {
-            let of = RulesetOf::Platform { kms };
-            endpoint.platform_outbound =
-                rulesets.number(Asked { of, direction: Direction::Outbound, context });
-        }
-        endpoint.routing = spaces.of_subnet[interface.addresses[c].subnet];
-    }
-    let limit = memory::limit(network);
-    let classified = groups::compile(network, contexts, rulesets, &rule_ids, limit)?;
+    let (image, first_bits) = classifier::compile(network, &groups, &rule_ids, memory::limit(network))?;
     let records = Records {
-        ports: &classified.ports.of_port,
+        ports: &groups.ports.of_port,
         endpoints: &edge.endpoints,
         units: &edge.units,
         frontends: &edge.frontends,
         owners: &edge.owners,
     };
-    let image = classified.image.finish(generation, &records).map_err(|TooLarge| {
+    let image = image.finish(generation, &records).map_err(|TooLarge| {
         vec![CompileError::new("networkSecurityGroups", "the tables of all groups are too large together")]
     })?;
     let (mut prefixes, mut prefixes6) = (Vec::new(), Vec::new());
-    for (prefix, class) in classified.addresses.prefixes {
+    for (prefix, class) in groups.addresses.prefixes {
         prefixes.extend(prefix.parts4().map(|(len, address)| (len, address, class)));
         prefixes6.extend(prefix.parts6().map(|(len, address)| (len, address, class)));
     }
@@ -183,7 +163,7 @@ pub fn compile(
     let info = |(asked, first_bit): (&Asked, u32)| RulesetInfo {
         of: asked.of,
         direction: asked.direction,
-        network: classified.contexts[asked.context].network,
+        network: groups.contexts[asked.context].network,
         context: asked.context,
         first_bit,
     };
@@ -201,8 +181,8 @@ pub fn compile(
         guest_hops: edge.hops,
         settings,
         rules,
-        rulesets: classified.asked.iter().zip(classified.first_bits).map(info).collect(),
-        contexts: classified.contexts,
+        rulesets: groups.asked.iter().zip(first_bits).map(info).collect(),
+        contexts: groups.contexts,
         members: edge.names,
         ownership,
         reserved_ports: edge.reserved_ports,
@@ -213,4 +193,42 @@ pub fn compile(
     memory::check(network, compiled.memory_bytes).map_err(|error| vec![error])?;
     *registry = ids;
     Ok(compiled)
+}
+
+/// What has numbers that outlive a policy.
+struct Numbered<'a> {
+    rules: Vec<RuleInfo>,
+    rule_ids: RuleIds,
+    edge: Edge<'a>,
+    ownership: Ownership,
+    settings: Settings,
+    spaces: Spaces,
+}
+
+/// Numbers rules and networks, and lays out everything that does not depend on the groups.
+fn number<'a>(
+    network: &'a Network,
+    facts: &'a HostFacts,
+    ids: &mut Registry,
+    ownership: &Ownership,
+    generation: u32,
+) -> Result<Numbered<'a>, Vec<CompileError>> {
+    let mut errors = Vec::new();
+    ids.begin(&numbers::wanted(network));
+    let network_ids = numbers::network_ids(network, ids, &mut errors);
+    let (rules, rule_ids) = numbers::number_rules(numbers::all_rules(network), ids, &mut errors);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let mut edge = Edge::new(network, facts, network_ids);
+    edge.guests(ids);
+    edge.devices();
+    edge.public_addresses();
+    edge.host_addresses();
+    let ownership = edge.outbound(ids, ownership);
+    let settings = settings::settings(network, ids, generation).map_err(|error| edge.errors.push(error));
+    let (Ok(settings), true) = (settings, edge.errors.is_empty()) else { return Err(edge.errors) };
+    let spaces = spaces::spaces(network, &edge.network_ids, |id, address| edge.guest_at(id, address));
+    let spaces = spaces.map_err(|error| vec![error])?;
+    Ok(Numbered { rules, rule_ids, edge, ownership, settings, spaces })
 }

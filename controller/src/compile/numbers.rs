@@ -68,12 +68,11 @@ pub(super) fn all_rules(network: &Network) -> Vec<Unnumbered> {
 }
 
 /// The names the registry must not give up.
-pub(super) fn wanted(network: &Network, rules: &[Unnumbered]) -> Wanted {
+pub(super) fn wanted(network: &Network) -> Wanted {
     let hops = edge::guests(network).map(|(i, c)| edge::hop_key(network, i, c));
     let outbound = network.load_balancers.iter().flat_map(|balancer| &balancer.outbound_rules);
     Wanted {
         next_hops: hops.collect(),
-        rules: rules.iter().map(|rule| rule.key.clone()).collect(),
         networks: network.virtual_networks.iter().map(|v| v.name.clone()).collect(),
         idle: outbound.filter_map(|rule| rule.idle_timeout_seconds).map(|s| s.to_string()).collect(),
     }
@@ -107,18 +106,13 @@ pub(super) fn number_rules(
 ) -> (Vec<RuleInfo>, RuleIds) {
     let mut ids = RuleIds::default();
     let mut rules = Vec::with_capacity(all.len());
-    for Unnumbered { group, mut info, key } in all {
-        match registry.rule(&key) {
-            Ok(id) => info.id = id,
-            Err(full) => {
-                let place = match group {
-                    Some(_) => format!("networkSecurityGroups/{}", info.group),
-                    None => PLATFORM_RULES.into(),
-                };
-                errors.push(CompileError::new(place, full.to_string()));
-                return (rules, ids);
-            }
-        }
+    let numbers = registry.rules(all.iter().map(|rule| &*rule.key));
+    let numbers = numbers.unwrap_or_else(|full| {
+        errors.push(CompileError::new("networkSecurityGroups", full.to_string()));
+        Vec::new()
+    });
+    for (Unnumbered { group, mut info, .. }, id) in all.into_iter().zip(numbers) {
+        info.id = id;
         match group {
             Some(group) => ids.groups.entry((group, info.direction)).or_default().push(info.id),
             None => _ = ids.platform.insert(info.name.clone(), info.id),

@@ -18,16 +18,19 @@ pub(super) struct PortLists {
 impl PortLists {
     /// The number of a list; equal lists have the same, "any" is [`ANY_PORT`].
     pub fn intern(&mut self, ranges: &[(u16, u16)]) -> u32 {
-        let ranges = merge(ranges.to_vec());
         if ranges == [(0, 65535)] {
             return ANY_PORT;
         }
-        if let Some(&number) = self.by_content.get(&ranges) {
+        if let Some(&number) = self.by_content.get(ranges) {
             return number;
         }
+        let merged = merge(ranges.to_vec());
+        if merged != ranges {
+            return self.intern(&merged);
+        }
         let number = self.lists.len() as u32;
-        self.lists.push(ranges.clone());
-        self.by_content.insert(ranges, number);
+        self.lists.push(merged.clone());
+        self.by_content.insert(merged, number);
         number
     }
 }

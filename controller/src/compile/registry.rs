@@ -4,7 +4,7 @@
 //! not change its meaning when a policy does. A name that leaves the policy keeps its number; numbers are only
 //! reused when none is left, those of the longest gone name first.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -62,9 +62,10 @@ impl Registry {
         self.next_hops.release(key, clock);
     }
 
-    /// The id of a rule by its key ([`super::rules::key`]), at least 1.
-    pub fn rule(&mut self, key: &str) -> Result<u32, Exhausted> {
-        self.rules.take(key, &Space { what: "security rules", first: 1, last: RULE_IDS - 1 }, None)
+    /// The ids of all rules of a policy by their keys ([`super::rules::key`]), at least 1. All others are gone.
+    pub fn rules<'k>(&mut self, keys: impl Iterator<Item = &'k str>) -> Result<Vec<u32>, Exhausted> {
+        let space = Space { what: "security rules", first: 1, last: RULE_IDS - 1 };
+        self.rules.take_all(keys, &space, self.clock)
     }
 
     /// The id of a virtual network; a new name gets `wanted` if that number is free.
@@ -109,14 +110,14 @@ impl Registry {
         self.networks.name(u32::from(id))
     }
 
-    /// A new compilation begins, in which these names are in use and all others gone.
+    /// A new compilation begins, in which these names are in use and all others gone; [`Self::rules`] does the same for
+    /// rules.
     ///
     /// Must precede the first request for an id, or a name that is still wanted could lose its number to a new one.
     pub(super) fn begin(&mut self, wanted: &Wanted) {
         self.clock += 1;
         let clock = self.clock;
         self.next_hops.keep(clock, |name| !name.starts_with("guest:") || wanted.next_hops.contains(name));
-        self.rules.keep(clock, |name| wanted.rules.contains(name));
         self.networks.keep(clock, |name| wanted.networks.contains(name));
         self.idle.keep(clock, |name| wanted.idle.contains(name));
     }
@@ -126,7 +127,6 @@ impl Registry {
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     pub next_hops: HashSet<String>,
-    pub rules: HashSet<String>,
     pub networks: HashSet<String>,
     pub idle: HashSet<String>,
 }
@@ -151,7 +151,7 @@ struct Entry {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, Entry>", into = "BTreeMap<String, Entry>")]
 struct Ids {
-    by_name: BTreeMap<Arc<str>, Entry>,
+    by_name: HashMap<Arc<str>, Entry>,
     by_id: BTreeMap<u32, Arc<str>>,
     /// (since when, number), so that the longest gone is first.
     gone: BTreeSet<(u64, u32)>,
@@ -178,6 +178,42 @@ impl Ids {
         self.by_id.insert(id, name.clone());
         self.by_name.insert(name, Entry { id, gone: None });
         Ok(id)
+    }
+
+    /// The numbers of these names; all others are gone, before any number is given to a new name.
+    fn take_all<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n str>,
+        space: &Space,
+        clock: u64,
+    ) -> Result<Vec<u32>, Exhausted> {
+        let mut numbers = Vec::new();
+        let mut new = Vec::new();
+        let mut used = vec![false; self.by_id.last_key_value().map_or(0, |(&id, _)| id as usize + 1)];
+        for name in names {
+            match self.by_name.get_mut(name) {
+                Some(entry) => {
+                    if let Some(since) = entry.gone.take() {
+                        self.gone.remove(&(since, entry.id));
+                    }
+                    used[entry.id as usize] = true;
+                    numbers.push(entry.id);
+                }
+                None => {
+                    new.push((numbers.len(), name));
+                    numbers.push(0);
+                }
+            }
+        }
+        let unused = self.by_id.iter().filter(|&(&id, _)| !used[id as usize]);
+        let unused: Vec<Arc<str>> = unused.map(|(_, name)| name.clone()).collect();
+        for name in unused {
+            self.release(&name, clock);
+        }
+        for (position, name) in new {
+            numbers[position] = self.take(name, space, None)?;
+        }
+        Ok(numbers)
     }
 
     /// A number that never stood for anything.
@@ -291,10 +327,29 @@ mod tests {
     }
 
     #[test]
+    fn rules_keep_their_numbers_and_those_of_the_longest_gone_are_reused_last() {
+        let mut registry = Registry::default();
+        let mut rules = |keys: &[&str]| {
+            registry.begin(&Wanted::default());
+            registry.rules(keys.iter().copied()).unwrap()
+        };
+        assert_eq!(rules(&["a", "b", "c"]), [1, 2, 3]);
+        assert_eq!(rules(&["d", "b"]), [4, 2]);
+        assert_eq!(rules(&["c", "c", "a"]), [3, 3, 1], "they come back");
+        let space = Space { what: "rules", first: 1, last: 4 };
+        assert_eq!(
+            registry.rules.take_all(["e", "b"].into_iter(), &space, 9).unwrap(),
+            [4, 2],
+            "d is gone longest"
+        );
+        assert!(registry.rules.take_all(["e", "b", "f", "g", "h"].into_iter(), &space, 10).is_err());
+    }
+
+    #[test]
     fn what_is_written_as_json_is_read_back_the_same() {
         let mut registry = Registry::default();
         registry.next_hop("guest:a/1").unwrap();
-        registry.rule("web/Inbound/securityRules/AllowSsh").unwrap();
+        assert_eq!(registry.rules(["web/Inbound/securityRules/AllowSsh"].into_iter()).unwrap(), [1]);
         registry.network("vnet", 7).unwrap();
         registry.idle_class(240).unwrap();
         registry.begin(&Wanted::default());

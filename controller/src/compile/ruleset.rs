@@ -5,26 +5,10 @@ use std::collections::HashMap;
 use portcullis_common::policy::{DESTINATION, DESTINATION_PORT, PROTOCOL_CLASSES, SOURCE, SOURCE_PORT};
 
 use super::addresses::AddressClasses;
+use super::contexts::Meaning;
 use super::port_classes::{ANY_PORT, PortClasses, PortLists};
+use super::sides::Prepared;
 use crate::policy::network::RuleProtocol;
-
-/// A rule with its terms replaced by the numbers of lists.
-#[derive(Debug, Clone)]
-pub(super) struct Rule {
-    pub protocol: RuleProtocol,
-    /// [`SOURCE`] and [`DESTINATION`].
-    pub addresses: [Side; 2],
-    /// [`SOURCE_PORT`] and [`DESTINATION_PORT`], minus 2.
-    pub ports: [u32; 2],
-}
-
-/// A rule's source or destination.
-#[derive(Debug, Clone)]
-pub(super) enum Side {
-    Any,
-    /// Any of these lists; none at all for an application group of another virtual network.
-    Lists(Vec<u32>),
-}
 
 /// What all rulesets share.
 pub(super) struct Classes<'a> {
@@ -65,21 +49,23 @@ pub(super) struct Scratch {
     moved: Vec<u32>,
     /// For each part the pass in which it was last split, and into what.
     split: Vec<(u32, u32)>,
+    rows: RowIndex,
 }
 
 /// Compiles one ruleset.
 pub(super) fn compile(
-    rules: &[Rule],
+    rules: &[Prepared],
+    meaning: &Meaning,
     classes: &Classes<'_>,
     scratch: &mut Scratch,
 ) -> Result<CompiledRuleset, TooManyRows> {
     let width = rules.len().div_ceil(64);
     let mut fields: [Field; 5] = Default::default();
     for field in [SOURCE, DESTINATION] {
-        fields[field] = address_field(rules, field, width, classes.addresses, scratch)?;
+        fields[field] = address_field(rules, meaning, field, width, classes.addresses, scratch)?;
     }
     for field in [SOURCE_PORT, DESTINATION_PORT] {
-        fields[field] = port_field(rules, field - SOURCE_PORT, width, classes)?;
+        fields[field] = port_field(rules, field - SOURCE_PORT, width, classes, &mut scratch.rows)?;
     }
     fields[4].rows = protocol_rows(rules, width);
     for field in &mut fields {
@@ -90,40 +76,69 @@ pub(super) fn compile(
     Ok(CompiledRuleset { width, fields })
 }
 
+/// Finds rows by their hash: open addressing, numbers plus one, at most half full.
+#[derive(Default)]
+struct RowIndex(Vec<u32>);
+
 /// Rows of one field, numbered as they come; equal rows have one number.
-struct Rows {
+struct Rows<'a> {
     width: usize,
     rows: Vec<u64>,
-    by_hash: HashMap<u64, Vec<u16>>,
+    count: usize,
+    index: &'a mut RowIndex,
 }
 
-impl Rows {
-    fn new(width: usize) -> Self {
-        Self { width, rows: Vec::new(), by_hash: HashMap::new() }
+impl<'a> Rows<'a> {
+    fn new(width: usize, index: &'a mut RowIndex) -> Self {
+        index.0.clear();
+        index.0.resize(256, 0);
+        Self { width, rows: Vec::new(), count: 0, index }
+    }
+
+    fn row(&self, number: usize) -> &[u64] {
+        &self.rows[number * self.width..][..self.width]
+    }
+
+    /// Where in the index a row is, or would be.
+    fn slot(&self, row: &[u64]) -> usize {
+        let mask = self.index.0.len() - 1;
+        let mut slot = hash(row.iter().copied(), 0) as usize & mask;
+        loop {
+            match self.index.0[slot] {
+                0 => return slot,
+                known if self.row(known as usize - 1) == row => return slot,
+                _ => slot = (slot + 1) & mask,
+            }
+        }
     }
 
     fn intern(&mut self, row: &[u64]) -> Result<u16, TooManyRows> {
-        let number = self.rows.len() / self.width;
-        let candidates = self.by_hash.entry(hash(row.iter().copied(), 0)).or_default();
-        for &known in &*candidates {
-            let at = usize::from(known) * self.width;
-            if &self.rows[at..at + self.width] == row {
-                return Ok(known);
+        let slot = self.slot(row);
+        if let Some(known) = self.index.0[slot].checked_sub(1) {
+            return Ok(known as u16);
+        }
+        let number = u16::try_from(self.count).map_err(|_| TooManyRows)?;
+        self.count += 1;
+        self.rows.extend_from_slice(row);
+        self.index.0[slot] = self.count as u32;
+        if self.count * 2 > self.index.0.len() {
+            let slots = self.index.0.len() * 2;
+            self.index.0.clear();
+            self.index.0.resize(slots, 0);
+            for known in 0..self.count {
+                let slot = self.slot(self.row(known));
+                self.index.0[slot] = known as u32 + 1;
             }
         }
-        if number > usize::from(u16::MAX) {
-            return Err(TooManyRows);
-        }
-        candidates.push(number as u16);
-        self.rows.extend_from_slice(row);
-        Ok(number as u16)
+        Ok(number)
     }
 }
 
 /// Splits the global classes by the lists this ruleset names: one pass for each list moves the classes it covers
 /// from the part they are in to that part's successor. What is left together no rule tells apart.
 fn address_field(
-    rules: &[Rule],
+    rules: &[Prepared],
+    meaning: &Meaning,
     side: usize,
     width: usize,
     classes: &AddressClasses,
@@ -135,22 +150,20 @@ fn address_field(
     let mut pass_of: HashMap<u32, usize> = HashMap::new();
     for (i, rule) in rules.iter().enumerate() {
         let (word, bit) = (i / 64, 1 << (i % 64));
-        match &rule.addresses[side] {
-            Side::Any => any[word] |= bit,
-            Side::Lists(lists) => {
-                for &list in lists {
-                    let pass = *pass_of.entry(list).or_insert_with(|| {
-                        passes.push(list);
-                        masks.resize(masks.len() + width, 0);
-                        passes.len() - 1
-                    });
-                    masks[pass * width + word] |= bit;
-                }
-            }
+        if rule.is_any(side) {
+            any[word] |= bit;
+        }
+        for list in rule.lists(side, meaning) {
+            let pass = *pass_of.entry(list).or_insert_with(|| {
+                passes.push(list);
+                masks.resize(masks.len() + width, 0);
+                passes.len() - 1
+            });
+            masks[pass * width + word] |= bit;
         }
     }
 
-    let Scratch { part, moved, split } = scratch;
+    let Scratch { part, moved, split, rows: index } = scratch;
     part.clear();
     part.resize(classes.count, 0);
     moved.clear();
@@ -179,7 +192,7 @@ fn address_field(
 
     // Rows only for parts that something is left in, numbered in the order of the classes: then equal partitions
     // give equal tables, which other rulesets can share.
-    let mut rows = Rows::new(width);
+    let mut rows = Rows::new(width, index);
     let mut number: Vec<Option<u16>> = vec![None; origin.len()];
     let mut row = vec![0u64; width];
     let mut locals = Vec::with_capacity(classes.count);
@@ -204,10 +217,11 @@ fn address_field(
 
 /// Sweeps over the ports where a list of this ruleset begins or ends.
 fn port_field(
-    rules: &[Rule],
+    rules: &[Prepared],
     which: usize,
     width: usize,
     classes: &Classes<'_>,
+    index: &mut RowIndex,
 ) -> Result<Field, TooManyRows> {
     let mut row = vec![0u64; width];
     let mut masks: Vec<u64> = Vec::new();
@@ -216,7 +230,7 @@ fn port_field(
     let mut changes: Vec<(u32, usize)> = Vec::new();
     for (i, rule) in rules.iter().enumerate() {
         let (word, bit) = (i / 64, 1 << (i % 64));
-        let list = rule.ports[which];
+        let list = rule.ports()[which];
         if list == ANY_PORT {
             row[word] |= bit;
             continue;
@@ -234,7 +248,7 @@ fn port_field(
     }
     changes.sort_unstable();
 
-    let mut rows = Rows::new(width);
+    let mut rows = Rows::new(width, index);
     let mut locals = Vec::with_capacity(classes.ports.lowest.len());
     let mut changes = changes.into_iter().peekable();
     let mut current = None;
@@ -254,10 +268,10 @@ fn port_field(
     Ok(Field { locals, rows: rows.rows, ..Field::default() })
 }
 
-fn protocol_rows(rules: &[Rule], width: usize) -> Vec<u64> {
+fn protocol_rows(rules: &[Prepared], width: usize) -> Vec<u64> {
     let mut rows = vec![0u64; width * PROTOCOL_CLASSES as usize];
     for (i, rule) in rules.iter().enumerate() {
-        let classes = match rule.protocol {
+        let classes = match rule.protocol() {
             RuleProtocol::Any => 0..6,
             RuleProtocol::Tcp => 0..1,
             RuleProtocol::Udp => 1..2,

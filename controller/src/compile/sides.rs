@@ -5,7 +5,6 @@ use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_IMDS, EXEMPT_LKM};
 use super::contexts::{Contexts, Meaning};
 use super::port_classes::{ANY_PORT, PortLists};
 use super::prefix::Prefix;
-use super::ruleset::{Rule, Side};
 use crate::policy::network::{AddressMatch, Network, RuleProtocol, SecurityRule, ServiceTag};
 
 /// A rule with its prefixes and ports as lists; what depends on the context still open.
@@ -15,22 +14,28 @@ pub(super) struct Prepared {
     ports: [u32; 2],
 }
 
-struct PreparedSide {
-    any: bool,
-    lists: Vec<u32>,
-    open: Vec<Open>,
+/// A rule's source or destination: any address, or those of these terms.
+enum PreparedSide {
+    Any,
+    One(Term),
+    Many(Box<[Term]>),
 }
 
-/// What a context decides.
-enum Open {
+/// A list, or what a context makes one of.
+#[derive(Clone, Copy)]
+enum Term {
+    List(u32),
     VirtualNetwork,
     Internet,
     /// The list holds in one virtual network, if in any.
     Application {
-        network: Option<usize>,
+        network: Option<u32>,
         list: u32,
     },
 }
+
+/// Prefixes of the rule at hand, to be used again for the next.
+pub(super) type Prefixes = Vec<Prefix>;
 
 impl Prepared {
     pub fn new(
@@ -38,6 +43,7 @@ impl Prepared {
         rule: &SecurityRule,
         contexts: &mut Contexts<'_>,
         ports: &mut PortLists,
+        scratch: &mut Prefixes,
     ) -> Self {
         // Packets of these have no ports, and the datapath looks up port 0 for them. A range on such a rule means
         // nothing (`reference/azure.md` §1.8), so the rule must match whatever it says. A rule for any protocol with
@@ -47,58 +53,83 @@ impl Prepared {
         Self {
             protocol: rule.protocol,
             ports: [ports_of(&rule.source_ports), ports_of(&rule.destination_ports)],
-            sides: [&rule.source, &rule.destination].map(|terms| PreparedSide::new(network, terms, contexts)),
+            sides: [&rule.source, &rule.destination]
+                .map(|terms| PreparedSide::new(network, terms, contexts, scratch)),
         }
     }
 
-    /// The rule as it is where tags mean this.
-    pub fn seen_from(&self, meaning: &Meaning) -> Rule {
-        let side = |side: &PreparedSide| {
-            if side.any {
-                return Side::Any;
-            }
-            let open = side.open.iter().filter_map(|open| match *open {
-                Open::VirtualNetwork => Some(meaning.virtual_network),
-                Open::Internet => Some(meaning.internet),
-                Open::Application { network, list } => (network == Some(meaning.network)).then_some(list),
-            });
-            Side::Lists(side.lists.iter().copied().chain(open).collect())
+    pub fn protocol(&self) -> RuleProtocol {
+        self.protocol
+    }
+
+    /// Numbers of its lists of ports, [`ANY_PORT`] for all: source and destination.
+    pub fn ports(&self) -> [u32; 2] {
+        self.ports
+    }
+
+    /// Is the source (0) or destination (1) any address?
+    pub fn is_any(&self, side: usize) -> bool {
+        matches!(self.sides[side], PreparedSide::Any)
+    }
+
+    /// The lists that its source (0) or destination (1) consists of where tags mean this. None at all for an application
+    /// group of another virtual network.
+    pub fn lists(&self, side: usize, meaning: &Meaning) -> impl Iterator<Item = u32> {
+        let terms = match &self.sides[side] {
+            PreparedSide::Any => &[][..],
+            PreparedSide::One(term) => std::slice::from_ref(term),
+            PreparedSide::Many(terms) => terms,
         };
-        let [source, destination] = &self.sides;
-        Rule { protocol: self.protocol, addresses: [side(source), side(destination)], ports: self.ports }
+        terms.iter().filter_map(|term| match *term {
+            Term::List(list) => Some(list),
+            Term::VirtualNetwork => Some(meaning.virtual_network),
+            Term::Internet => Some(meaning.internet),
+            Term::Application { network, list } => (network == Some(meaning.network as u32)).then_some(list),
+        })
     }
 }
 
 impl PreparedSide {
-    fn new(network: &Network, terms: &[AddressMatch], contexts: &mut Contexts<'_>) -> Self {
-        let mut side = Self { any: false, lists: Vec::new(), open: Vec::new() };
-        let mut prefixes: Vec<Prefix> = Vec::new();
+    fn new(
+        network: &Network,
+        terms: &[AddressMatch],
+        contexts: &mut Contexts<'_>,
+        prefixes: &mut Prefixes,
+    ) -> Self {
+        if terms.contains(&AddressMatch::Any) {
+            return Self::Any;
+        }
+        prefixes.clear();
+        let mut found = Vec::new();
         for term in terms {
             match term {
-                AddressMatch::Any => side.any = true,
+                AddressMatch::Any => {}
                 AddressMatch::Prefix(net) => prefixes.push(net.into()),
-                AddressMatch::Tag(ServiceTag::VirtualNetwork) => side.open.push(Open::VirtualNetwork),
-                AddressMatch::Tag(ServiceTag::Internet) => side.open.push(Open::Internet),
-                AddressMatch::Tag(tag) => side.lists.push(contexts.fixed(*tag)),
-                AddressMatch::Application(group) => side.open.push(Open::Application {
-                    network: network.application_groups[*group].network,
+                AddressMatch::Tag(ServiceTag::VirtualNetwork) => found.push(Term::VirtualNetwork),
+                AddressMatch::Tag(ServiceTag::Internet) => found.push(Term::Internet),
+                AddressMatch::Tag(tag) => found.push(Term::List(contexts.fixed(*tag))),
+                AddressMatch::Application(group) => found.push(Term::Application {
+                    network: network.application_groups[*group].network.map(|network| network as u32),
                     list: contexts.application(*group),
                 }),
             }
         }
         // All of a family is named by many rules, so it is a list of its own; all of both is any.
-        let whole = [false, true].map(Prefix::everything).map(|all| (all, prefixes.contains(&all)));
-        side.any |= whole.iter().all(|&(_, named)| named);
-        if !side.any {
-            for (all, _) in whole.into_iter().filter(|&(_, named)| named) {
-                prefixes.retain(|p| p.is_v6() != all.is_v6());
-                side.lists.push(contexts.lists.intern_shared(vec![all]));
-            }
-            if !prefixes.is_empty() {
-                side.lists.push(contexts.lists.intern(prefixes));
-            }
+        let whole = [false, true].map(Prefix::everything).map(|all| prefixes.contains(&all).then_some(all));
+        if whole.iter().all(Option::is_some) {
+            return Self::Any;
         }
-        side
+        for all in whole.into_iter().flatten() {
+            prefixes.retain(|p| p.is_v6() != all.is_v6());
+            found.push(Term::List(contexts.lists.intern_shared(vec![all])));
+        }
+        if !prefixes.is_empty() {
+            found.push(Term::List(contexts.lists.intern(prefixes)));
+        }
+        match found[..] {
+            [term] => Self::One(term),
+            _ => Self::Many(found.into()),
+        }
     }
 }
 

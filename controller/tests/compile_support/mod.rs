@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub mod random_policy;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use portcullis::compile::{Compiled, DeviceFacts, HostFacts, Ownership, Registry, compile};

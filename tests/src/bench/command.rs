@@ -63,7 +63,8 @@ impl Arguments {
 /// Runs it and prints the report.
 pub fn execute(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.groups {
-        let (rounds, packets) = if arguments.quick { (1, 500) } else { (arguments.rounds.unwrap_or(5), 20_000) };
+        let (rounds, packets) =
+            if arguments.quick { (1, 500) } else { (arguments.rounds.unwrap_or(5), 20_000) };
         return groups::execute(rounds, packets, matches!(arguments.output, Output::Json));
     }
     let report = run::run(arguments.options()?)?;

@@ -49,9 +49,14 @@ pub fn execute(rounds: usize, packets: usize, json: bool) -> anyhow::Result<()> 
         println!("{}", serde_json::to_string_pretty(&costs)?);
         return Ok(());
     }
-    println!("{:>6}  {:>18}  {:>18}  {:>18}  {:>18}", "RULES", "DENIED, HOT", "DENIED, RANDOM", "NEW FLOW, HOT", "NEW FLOW, RANDOM");
+    println!(
+        "{:>6}  {:>18}  {:>18}  {:>18}  {:>18}",
+        "RULES", "DENIED, HOT", "DENIED, RANDOM", "NEW FLOW, HOT", "NEW FLOW, RANDOM"
+    );
     for cost in &costs {
-        let of = |value: fn(&Cost) -> f64| format!("{:.0} ns ({:.2}x)", value(cost), value(cost) / value(&costs[0]));
+        let of = |value: fn(&Cost) -> f64| {
+            format!("{:.0} ns ({:.2}x)", value(cost), value(cost) / value(&costs[0]))
+        };
         println!(
             "{:>6}  {:>18}  {:>18}  {:>18}  {:>18}",
             cost.rules,
