@@ -23,16 +23,8 @@ const PORTS: [u16; 7] = [0, 1, 80, 81, 443, 1024, 65535];
 const PROTOCOLS: [u8; 6] = [6, 17, 1, 50, 51, 47];
 
 /// One of each kind of address that the small groups below can tell apart, in either family.
-const V4: [&str; 8] = [
-    "10.0.0.4",
-    "10.0.0.5",
-    "10.1.0.1",
-    "168.63.129.16",
-    "1.1.1.1",
-    "200.0.0.1",
-    "127.0.0.1",
-    "192.168.0.1",
-];
+const V4: [&str; 8] =
+    ["10.0.0.4", "10.0.0.5", "10.1.0.1", "168.63.129.16", "1.1.1.1", "200.0.0.1", "127.0.0.1", "192.168.0.1"];
 const V6: [&str; 5] = ["fd00:1::4", "fd00:1::5", "fd00:1:0:9::1", "2001:db8::1", "fe80::1"];
 
 fn small_network() -> Network {
@@ -81,7 +73,9 @@ fn small_rule(random: &mut Random, priority: u16) -> SecurityRule {
                 "0.0.0.0/1",
                 "128.0.0.0/1",
             ];
-            (0..1 + random.below(3)).map(|_| compile_support::prefix(random.pick::<&str>(&prefixes))).collect()
+            (0..1 + random.below(3))
+                .map(|_| compile_support::prefix(random.pick::<&str>(&prefixes)))
+                .collect()
         }
     };
     (r.source, r.destination) = (side(random), side(random));
@@ -94,7 +88,7 @@ fn small_rule(random: &mut Random, priority: u16) -> SecurityRule {
         (r.source_ports, r.destination_ports) = (ports(random), ports(random));
     }
     // Most rules are narrow in one or two fields only, so that some together cover another.
-    if random.chance(70) {
+    if random.chance(50) {
         let any = rule(Direction::Inbound, "", 0);
         let keep = [random.below(5), random.below(5)];
         if !keep.contains(&0) {
@@ -115,6 +109,42 @@ fn small_rule(random: &mut Random, priority: u16) -> SecurityRule {
         }
     }
     r
+}
+
+/// Rules at random; now and then one that rules before it take together, or nearly.
+fn small_rules(random: &mut Random) -> Vec<SecurityRule> {
+    let mut rules: Vec<SecurityRule> = Vec::new();
+    for _ in 0..2 + random.below(4) {
+        let whole = small_rule(random, 0);
+        let mut parts = Vec::new();
+        if random.chance(60) {
+            let by_port = whole.destination_ports == [(0, 65535)];
+            let by_source = whole.source == [AddressMatch::Any];
+            let mut part = |change: &dyn Fn(&mut SecurityRule)| {
+                let mut part = whole.clone();
+                part.access = small_rule(random, 0).access;
+                change(&mut part);
+                parts.push(part);
+            };
+            if by_port && matches!(whole.protocol, RuleProtocol::Tcp | RuleProtocol::Udp) {
+                part(&|r| r.destination_ports = vec![(0, 80)]);
+                part(&|r| r.destination_ports = vec![(81, 65535)]);
+            } else if by_source {
+                for prefix in ["0.0.0.0/1", "128.0.0.0/1", "::/0"] {
+                    part(&|r| r.source = vec![compile_support::prefix(prefix)]);
+                }
+            }
+            if !parts.is_empty() && random.chance(30) {
+                parts.remove(0);
+            }
+        }
+        rules.extend(parts);
+        rules.push(whole);
+    }
+    for (i, rule) in rules.iter_mut().enumerate() {
+        (rule.priority, rule.name) = (100 + i as u16, format!("r{i}"));
+    }
+    rules
 }
 
 /// One packet of every class.
@@ -151,8 +181,7 @@ fn rules_that_can_never_match_are_exactly_those_that_brute_force_finds_with_the_
     let (mut dead, mut empty, mut live, mut redundant, mut together) = (0, 0, 0, 0, 0);
     for _ in 0..120 {
         let mut net = small_network();
-        let count = 3 + random.below(9) as u16;
-        net.groups = vec![group("g", (0..count).map(|i| small_rule(&mut random, 100 + i)).collect())];
+        net.groups = vec![group("g", small_rules(&mut random))];
         let rules = in_order(&net.groups[0], Direction::Inbound);
         let mut evaluator = Evaluator::new(&net, 0);
         // For each packet which rules match, as a bit each.

@@ -9,6 +9,7 @@
 //! Whether boxes cover a box is found by taking one of them away, which leaves at most five boxes, and asking again for
 //! each of those. Most questions end early: one box covers all, or a class that no box has leaves a packet over.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -17,8 +18,10 @@ use super::expand::Terms;
 use super::trace::Packet;
 use crate::policy::network::{RuleProtocol, SecurityRule};
 
-/// Steps of one question. Real groups need some thousands; rules made to defeat the search end here, undecided.
+/// Steps of one question and of all questions to one space, a step being a look at one box. All questions about a
+/// ClassBench set of 4,000 rules together need some tens of millions; rules made to defeat the search end here, undecided.
 const STEPS: u64 = 20_000_000;
+const ALL_STEPS: u64 = 1_000_000_000;
 
 /// Protocols that have ports, and one number for each kind of those that have none; 0 stands for all others.
 const WITH_PORTS: [u8; 2] = [6, 17];
@@ -131,7 +134,8 @@ impl Cover {
 }
 
 type Bits = Box<[u64]>;
-type Cell = [Bits; 5];
+/// Five bitmaps, in the order of the constants below.
+type Cuboid = [Bits; 5];
 
 const PROTOCOL: usize = 0;
 const SOURCE: usize = 1;
@@ -144,7 +148,7 @@ struct World {
     family: Family,
     ports: bool,
     /// Each region's box; `None` where it has no packet here.
-    cells: Vec<Option<Cell>>,
+    cells: Vec<Option<Cuboid>>,
     /// A point of each class of each field.
     samples: [Vec<u128>; 5],
 }
@@ -152,6 +156,8 @@ struct World {
 /// Regions made comparable.
 pub struct Space {
     worlds: Vec<World>,
+    /// Of `ALL_STEPS`, those that are left.
+    steps: Cell<u64>,
 }
 
 impl Space {
@@ -208,7 +214,7 @@ impl Space {
                 });
             }
         }
-        Self { worlds }
+        Self { worlds, steps: Cell::new(ALL_STEPS) }
     }
 
     /// Has a region any packet? An application group without members has not.
@@ -223,18 +229,29 @@ impl Space {
 
     /// Do the regions `by` cover what all regions of `target` have in common?
     pub fn covered(&self, target: &[usize], by: &[usize]) -> Cover {
-        let mut search = Search { used: Vec::new(), steps: STEPS };
+        let start = self.steps.get().min(STEPS);
+        let mut search = Search { used: Vec::new(), steps: start };
+        let mut found = Found::Covered;
         for world in &self.worlds {
             let Some(piece) = world.common(target) else { continue };
-            match search.covered(world, piece, by) {
+            found = search.covered(world, piece, by);
+            match found {
                 Found::Covered => {}
-                Found::Left(at) => return Cover::Left(world.packet(at)),
-                Found::Undecided => return Cover::Undecided,
+                Found::Left(at) => return self.ended(start, search, Cover::Left(world.packet(at))),
+                Found::Undecided => break,
             }
         }
-        search.used.sort_unstable();
-        search.used.dedup();
-        Cover::Covered(search.used)
+        let mut used = std::mem::take(&mut search.used);
+        used.sort_unstable();
+        used.dedup();
+        let undecided = matches!(found, Found::Undecided);
+        self.ended(start, search, if undecided { Cover::Undecided } else { Cover::Covered(used) })
+    }
+
+    /// Takes the steps of a question off those that are left.
+    fn ended(&self, start: u64, search: Search, cover: Cover) -> Cover {
+        self.steps.set(self.steps.get() - (start - search.steps));
+        cover
     }
 
     /// The same, and of the covering regions as few as can be: none of those returned can be left out.
@@ -260,7 +277,7 @@ impl Space {
 }
 
 impl World {
-    fn common(&self, regions: &[usize]) -> Option<Cell> {
+    fn common(&self, regions: &[usize]) -> Option<Cuboid> {
         let (first, rest) = regions.split_first()?;
         let mut piece = self.cells[*first].clone()?;
         for &other in rest {
@@ -310,7 +327,7 @@ struct Search {
 }
 
 impl Search {
-    fn covered(&mut self, world: &World, mut piece: Cell, by: &[usize]) -> Found {
+    fn covered(&mut self, world: &World, mut piece: Cuboid, by: &[usize]) -> Found {
         let cell = |region: usize| world.cells[region].as_ref();
         let mut near: Vec<usize> = Vec::new();
         for &region in by {

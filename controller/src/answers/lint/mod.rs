@@ -144,23 +144,11 @@ pub fn lint(network: &Network, places: &Places, around: Surroundings<'_>) -> Lin
     }
 }
 
-/// A packet as an example.
+/// A packet with ports as an example: `TCP 1.0.0.0 -> 10.0.1.4:22`.
 fn example(packet: &Packet) -> String {
-    let end = |address: std::net::IpAddr, port: u16| match packet.protocol {
-        6 | 17 => std::net::SocketAddr::new(address, port).to_string(),
-        _ => address.to_string(),
-    };
-    let protocol = match packet.protocol {
-        6 => "TCP",
-        17 => "UDP",
-        1 => "ICMP",
-        58 => "ICMPv6",
-        50 => "ESP",
-        51 => "AH",
-        _ => "another protocol",
-    };
-    let source = end(packet.source, packet.source_port);
-    format!("{protocol} {source} -> {}", end(packet.destination, packet.destination_port))
+    let protocol = if packet.protocol == 6 { "TCP" } else { "UDP" };
+    let to = std::net::SocketAddr::new(packet.destination, packet.destination_port);
+    format!("{protocol} {} -> {to}", packet.source)
 }
 
 impl LintReport {

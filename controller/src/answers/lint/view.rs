@@ -101,7 +101,7 @@ pub struct View<'n> {
     pub regions: Vec<Region>,
     pub space: Space,
     pub internet: AddressSet,
-    /// Region: TCP and UDP from the Internet to any port for administration.
+    /// Region: TCP and UDP from the Internet to any port for administration of what the group guards.
     pub management: usize,
     /// Region: TCP from 168.63.129.16 to pool members that the group guards; empty if there are none.
     pub probes: usize,
@@ -118,7 +118,10 @@ impl<'n> View<'n> {
             protocols: Protocols::TCP.and(Protocols::UDP),
             source: internet.clone(),
             source_ports: vec![ANY_PORT],
-            destination: AddressSet::everything(),
+            destination: match guarded(network, group, subnet) {
+                nowhere if nowhere.is_empty() => AddressSet::everything(),
+                guarded => guarded,
+            },
             destination_ports: MANAGEMENT.to_vec(),
         });
         let probes = regions.len();
