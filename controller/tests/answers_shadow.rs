@@ -254,6 +254,26 @@ fn a_rule_is_shadowed_only_if_it_is_in_every_network_where_the_group_stands() {
     assert_eq!(shadowed(&net, 0, Direction::Inbound), [None, None], "10.0.0.0/16 is not inside w");
 }
 
+#[test]
+fn a_rule_for_every_port_is_shadowed_by_thousands_of_rules_for_one_port_each() {
+    let mut net = small_network();
+    let port = |i: u16| {
+        let mut r = rule(Direction::Inbound, &format!("p{i}"), 100 + i);
+        r.source_ports = if i == 3990 { vec![(3990, 65535)] } else { vec![(i, i)] };
+        r
+    };
+    let mut rules: Vec<SecurityRule> = (0..=3990).map(port).collect();
+    rules.push(rule(Direction::Inbound, "all", 4096));
+    net.groups = vec![group("g", rules)];
+    let start = Instant::now();
+    let said = shadowed(&net, 0, Direction::Inbound);
+    println!("{:.2?}", start.elapsed());
+    assert!(said[..3991].iter().all(Option::is_none));
+    assert_eq!(said[3991].as_ref().map(Vec::len), Some(3991), "each of them is needed");
+    net.groups[0].rules.remove(1234);
+    assert!(shadowed(&net, 0, Direction::Inbound).iter().all(Option::is_none), "one port is left");
+}
+
 fn classbench(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/classbench").join(name);
     if path.exists() {

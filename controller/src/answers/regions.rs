@@ -7,11 +7,13 @@
 //! sides, as in the classifier.
 //!
 //! Whether boxes cover a box is found by taking one of them away, which leaves at most five boxes, and asking again for
-//! each of those. Most questions end early: one box covers all, or a class that no box has leaves a packet over.
+//! each of those. Most questions end early: boxes that have all but one field leave a single piece, and a class that no box
+//! has leaves a packet over.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::rc::Rc;
 
 use super::addresses::{AddressSet, Family, Range};
 use super::expand::Terms;
@@ -22,6 +24,8 @@ use crate::policy::network::{RuleProtocol, SecurityRule};
 /// ClassBench set of 4,000 rules together need some tens of millions; rules made to defeat the search end here, undecided.
 const STEPS: u64 = 20_000_000;
 const ALL_STEPS: u64 = 1_000_000_000;
+/// Questions to find out which of the covering regions can be left out.
+const QUESTIONS: usize = 200;
 
 /// Protocols that have ports, and one number for each kind of those that have none; 0 stands for all others.
 const WITH_PORTS: [u8; 2] = [6, 17];
@@ -254,25 +258,30 @@ impl Space {
         cover
     }
 
-    /// The same, and of the covering regions as few as can be: none of those returned can be left out.
+    /// The same, and of the covering regions as few as can be: none of those returned can be left out, unless there are
+    /// hundreds.
     pub fn covered_by_fewest(&self, target: &[usize], by: &[usize]) -> Cover {
-        let mut cover = self.covered(target, by);
-        while let Cover::Covered(used) = &cover {
-            let used = used.clone();
-            // Later rules first: the ones named are those that a reader meets first.
-            let smaller = used.iter().rev().find_map(|out| {
-                let rest: Vec<usize> = used.iter().copied().filter(|region| region != out).collect();
-                match self.covered(target, &rest) {
-                    Cover::Covered(fewer) => Some(fewer),
-                    Cover::Left(_) | Cover::Undecided => None,
+        let mut used = match self.covered(target, by) {
+            Cover::Covered(used) => used,
+            other => return other,
+        };
+        let mut questions = QUESTIONS;
+        let mut chunk = used.len().div_ceil(2);
+        while chunk > 0 && questions > 0 {
+            // From the end: those that are named are the ones that a reader meets first.
+            let mut end = used.len();
+            while end > 0 && questions > 0 {
+                let start = end.saturating_sub(chunk);
+                let rest = [&used[..start], &used[end..]].concat();
+                questions -= 1;
+                if let Cover::Covered(fewer) = self.covered(target, &rest) {
+                    used = fewer;
                 }
-            });
-            match smaller {
-                Some(fewer) => cover = Cover::Covered(fewer),
-                None => break,
+                end = start.min(used.len());
             }
+            chunk /= 2;
         }
-        cover
+        Cover::Covered(used)
     }
 }
 
@@ -327,49 +336,74 @@ struct Search {
 }
 
 impl Search {
-    fn covered(&mut self, world: &World, mut piece: Cuboid, by: &[usize]) -> Found {
-        let cell = |region: usize| world.cells[region].as_ref();
-        let mut near: Vec<usize> = Vec::new();
-        for &region in by {
-            let Some(other) = cell(region) else { continue };
-            if piece.iter().zip(other).all(|(a, b)| meets(a, b)) {
-                if piece.iter().zip(other).all(|(a, b)| inside(a, b)) {
-                    self.used.push(region);
-                    return Found::Covered;
-                }
-                near.push(region);
+    /// Pieces that are left are put on a list, not on the stack: a group may have thousands of rules.
+    fn covered(&mut self, world: &World, piece: Cuboid, by: &[usize]) -> Found {
+        let mut pieces: Vec<(Cuboid, Rc<[usize]>)> = vec![(piece, by.into())];
+        while let Some((piece, by)) = pieces.pop() {
+            let Some((piece, near)) = self.cut(world, piece, &by) else { continue };
+            if self.steps == 0 {
+                return Found::Undecided;
             }
-        }
-        self.steps = self.steps.saturating_sub(by.len() as u64 + 1);
-        if self.steps == 0 {
-            return Found::Undecided;
-        }
-        // A class of the piece that none of them has: whatever the other fields are, that packet is left over.
-        for field in 0..5 {
-            let mut left = piece[field].clone();
-            for &region in &near {
-                let Some(other) = cell(region) else { continue };
-                for (word, with) in left.iter_mut().zip(&other[field]) {
-                    *word &= !with;
-                }
-                if is_empty(&left) {
-                    break;
-                }
-            }
-            if let Some(class) = first(&left) {
-                let mut at = [0; 5];
-                for (place, bits) in at.iter_mut().zip(&piece) {
-                    // A piece is never empty.
-                    *place = first(bits).unwrap_or(0);
-                }
-                at[field] = class;
+            if let Some(at) = beyond(world, &piece, &near) {
                 return Found::Left(at);
             }
+            if let Err(found) = self.divide(world, piece, near, &mut pieces) {
+                return found;
+            }
         }
-        // The one that leaves the fewest boxes, and of those the one that takes the most away.
+        Found::Covered
+    }
+
+    /// Takes away every box that has all of the piece but for one field: what is left is one piece still. `None` if
+    /// nothing is; else that, and the boxes that meet it.
+    fn cut(&mut self, world: &World, mut piece: Cuboid, by: &[usize]) -> Option<(Cuboid, Vec<usize>)> {
+        let mut near = by.to_vec();
+        loop {
+            self.steps = self.steps.saturating_sub(near.len() as u64 + 1);
+            let before = near.len();
+            let mut cut = false;
+            let mut covered = false;
+            near.retain(|&region| {
+                let Some(other) = world.cells[region].as_ref().filter(|_| !covered) else { return false };
+                if !piece.iter().zip(other).all(|(a, b)| meets(a, b)) {
+                    return false;
+                }
+                let mut open = (0..5).filter(|&field| !inside(&piece[field], &other[field]));
+                match (open.next(), open.next()) {
+                    (None, _) => covered = true,
+                    (Some(field), None) => {
+                        for (word, with) in piece[field].iter_mut().zip(&other[field]) {
+                            *word &= !with;
+                        }
+                        cut = true;
+                    }
+                    (Some(_), Some(_)) => return true,
+                }
+                self.used.push(region);
+                false
+            });
+            if covered {
+                return None;
+            }
+            // Another may now have all but one field, or meet it no more.
+            if !cut || near.is_empty() || near.len() == before {
+                return Some((piece, near));
+            }
+        }
+    }
+
+    /// Takes away one box and lists the pieces that it leaves.
+    fn divide(
+        &mut self,
+        world: &World,
+        mut piece: Cuboid,
+        mut near: Vec<usize>,
+        pieces: &mut Vec<(Cuboid, Rc<[usize]>)>,
+    ) -> Result<(), Found> {
+        // The one that leaves the fewest pieces, and of those the one that takes the most away.
         let cost = |region: &usize| {
             let (mut open, mut kept) = (0u32, 0.0f64);
-            for (mine, other) in piece.iter().zip(cell(*region).into_iter().flatten()) {
+            for (mine, other) in piece.iter().zip(world.cells[*region].iter().flatten()) {
                 if !inside(mine, other) {
                     open += 1;
                     let total: u32 = mine.iter().map(|word| word.count_ones()).sum();
@@ -379,29 +413,49 @@ impl Search {
             }
             (open, (kept * 1e6) as u64)
         };
-        let Some(&take) = near.iter().min_by_key(|region| cost(region)) else {
-            // Unreachable: without any the loop above has found a class.
-            return Found::Undecided;
+        let take = near.iter().copied().min_by_key(cost);
+        // `beyond` finds something where there is none, and none without packets is near.
+        let (Some(take), Some(other)) = (take, take.and_then(|take| world.cells[take].as_ref())) else {
+            return Err(Found::Undecided);
         };
         near.retain(|&region| region != take);
+        let near: Rc<[usize]> = near.into();
         self.used.push(take);
-        let Some(other) = cell(take) else { return Found::Undecided };
         for field in 0..5 {
             let outside: Bits = piece[field].iter().zip(&other[field]).map(|(a, b)| a & !b).collect();
             if !is_empty(&outside) {
                 let mut part = piece.clone();
                 part[field] = outside;
-                match self.covered(world, part, &near) {
-                    Found::Covered => {}
-                    other => return other,
-                }
+                pieces.push((part, Rc::clone(&near)));
             }
             for (word, with) in piece[field].iter_mut().zip(&other[field]) {
                 *word &= with;
             }
         }
-        Found::Covered
+        Ok(())
     }
+}
+
+/// A class of the piece that none of these boxes has: whatever the other fields are, that packet is left over.
+fn beyond(world: &World, piece: &Cuboid, near: &[usize]) -> Option<[usize; 5]> {
+    for field in 0..5 {
+        let mut left = piece[field].clone();
+        for other in near.iter().filter_map(|&region| world.cells[region].as_ref()) {
+            for (word, with) in left.iter_mut().zip(&other[field]) {
+                *word &= !with;
+            }
+            if is_empty(&left) {
+                break;
+            }
+        }
+        if let Some(class) = first(&left) {
+            // A piece is never empty.
+            let mut at = [0, 1, 2, 3, 4].map(|field| first(&piece[field]).unwrap_or(0));
+            at[field] = class;
+            return Some(at);
+        }
+    }
+    None
 }
 
 fn is_empty(bits: &[u64]) -> bool {
