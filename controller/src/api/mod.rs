@@ -12,6 +12,7 @@ pub mod server;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::answers::{DiagnosticParameters, FlowParameters};
 use crate::explain::Question;
 
 /// Where the daemon listens unless told otherwise.
@@ -40,8 +41,24 @@ pub enum Request {
     Snat,
     Rules {
         group: Option<String>,
+        /// Also say which rules shadow a rule that can never match.
+        #[serde(default)]
+        shadowed: bool,
     },
     Explain(Question),
+    /// The rules in force on an interface, by its name or id.
+    Effective {
+        nic: String,
+    },
+    /// IP flow verify.
+    Verify(FlowParameters),
+    /// NSG diagnostics.
+    Diagnose(DiagnosticParameters),
+    Lint,
+    /// All service tags; or one by name, or those that hold an address.
+    Tags {
+        show: Option<String>,
+    },
     /// End, leaving the datapath as it is (`down` does the rest).
     Stop,
 }
@@ -164,6 +181,19 @@ mod tests {
                 protocol: Protocol::Tcp,
                 from_port: None,
             }),
+            Request::Effective { nic: "vm1".into() },
+            Request::Verify(FlowParameters {
+                target_resource_id: "vm1".into(),
+                direction: "Outbound".into(),
+                protocol: "TCP".into(),
+                local_port: "*".into(),
+                remote_port: "443".into(),
+                local_ip_address: "10.0.0.4".into(),
+                remote_ip_address: "1.1.1.1".into(),
+                target_nic_resource_id: None,
+            }),
+            Request::Lint,
+            Request::Tags { show: Some("Internet".into()) },
             Request::Stop,
         ] {
             let line = serde_json::to_vec(&request).unwrap();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::answers::{DiagnoseArguments, EffectiveArguments, LintArguments, TagsArguments, VerifyArguments};
 use crate::api::{DEFAULT_SOCKET, Protocol};
 use crate::datapath::DEFAULT_PINS;
 
@@ -82,9 +83,22 @@ pub enum Command {
         /// Only this network security group's.
         #[arg(long, value_name = "NAME")]
         group: Option<String>,
+        /// Also show by which rules a rule that can never match is shadowed.
+        #[arg(long)]
+        shadowed: bool,
     },
     /// What would happen to a packet, and why.
     Explain(ExplainArguments),
+    /// The rules in force on a network interface, tags and application groups expanded.
+    Effective(EffectiveArguments),
+    /// IP flow verify: do an interface's groups allow this flow, and which rule says so?
+    Verify(VerifyArguments),
+    /// NSG diagnostics: every rule that was tried, with the fields that matched.
+    Diagnose(DiagnoseArguments),
+    /// What a policy says and hardly means: rules that can never match, openings, unused groups.
+    Lint(LintArguments),
+    /// Service tags: what they stand for, and which of them an address is in.
+    Tags(TagsArguments),
     /// Print the JSON Schema of policy files, for editors.
     Schema,
 }

@@ -1,8 +1,10 @@
 //! The command line: what may be asked, who answers, and what the exit code means.
 //!
-//! `run`, `down`, `check` and `schema` work by themselves; everything else is a question to the daemon's socket. Exit
-//! codes: 0 done, 1 failed, 2 bad input (usage, policy, names).
+//! `run`, `down`, `check` and `schema` work by themselves; `effective`, `verify`, `diagnose`, `lint` and `tags` do so on a
+//! policy file (`--policy`); everything else is a question to the daemon's socket. Exit codes: 0 done, 1 failed (or `lint`
+//! found something), 2 bad input (usage, policy, names), 3 denied (`verify`, `diagnose`).
 
+mod answers;
 mod arguments;
 mod check;
 mod logger;
@@ -24,6 +26,8 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// What was given cannot be used: the command line, a policy, a name.
 pub const BAD_INPUT: u8 = 2;
+/// The question was answered, and the answer is Deny.
+pub const DENIED: u8 = 3;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -67,6 +71,11 @@ fn dispatch(arguments: Arguments) -> u8 {
             output::out(&crate::policy::json_schema());
             DONE
         }
+        Command::Effective(arguments) => answers::effective(&socket, output, &arguments),
+        Command::Verify(arguments) => answers::verify(&socket, output, &arguments),
+        Command::Diagnose(arguments) => answers::diagnose(&socket, output, &arguments),
+        Command::Lint(arguments) => answers::lint(&socket, output, &arguments),
+        Command::Tags(arguments) => answers::tags(&socket, output, &arguments),
         other => remote::ask(&socket, output, other),
     }
 }

@@ -50,21 +50,33 @@ fn request(command: &Command) -> Result<Request, String> {
         Command::Flows { guest, limit } => Request::Flows { guest: guest.clone(), limit: Some(*limit) },
         Command::Drops { all } => Request::Drops { all: *all },
         Command::Snat => Request::Snat,
-        Command::Rules { group } => Request::Rules { group: group.clone() },
+        Command::Rules { group, shadowed } => Request::Rules { group: group.clone(), shadowed: *shadowed },
         Command::Explain(arguments) => Request::Explain(crate::explain::Question {
             from: arguments.from.clone(),
             to: arguments.to.clone(),
             protocol: arguments.protocol,
             from_port: arguments.from_port,
         }),
-        Command::Run(_) | Command::Down { .. } | Command::Check { .. } | Command::Schema => {
-            return Err("this command asks no daemon".to_owned());
+        Command::Run(_)
+        | Command::Down { .. }
+        | Command::Check { .. }
+        | Command::Schema
+        | Command::Effective(_)
+        | Command::Verify(_)
+        | Command::Diagnose(_)
+        | Command::Lint(_)
+        | Command::Tags(_) => {
+            return Err("this command is not asked of the daemon alone".to_owned());
         }
     })
 }
 
 /// Prints JSON as it came, so that a program sees fields this client does not know; a table from what it does know.
-fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, text: fn(&T) -> String) -> u8 {
+pub(super) fn print<T: DeserializeOwned + Serialize>(
+    format: OutputFormat,
+    answer: Value,
+    text: fn(&T) -> String,
+) -> u8 {
     match format {
         OutputFormat::Json => output::out(&output::json(&answer)),
         OutputFormat::Table => match serde_json::from_value::<T>(answer) {
@@ -81,7 +93,7 @@ fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, t
     DONE
 }
 
-fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
+pub(super) fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
     if let (Some(diagnostics), OutputFormat::Json) = (&failure.diagnostics, format) {
         output::out(&output::json(diagnostics));
     }
