@@ -147,20 +147,16 @@ fn a_rules_sides_are_addresses_prefixes_and_one_tag() {
 }
 
 #[test]
-fn ipv6_for_guests_and_public_addresses_is_refused_in_words() {
+fn public_addresses_are_ipv4_and_guests_have_both_families() {
     refused(
         &[("ipAddress: 203.0.113.10", "ipAddress: '2001:db8::10'")],
-        "IPv6 public address is not available yet",
+        "`2001:db8::10` is IPv6: a public address is IPv4",
     );
+    let pool = (POOL, "backendIPConfigurations: [vm2]");
     refused(
-        &[("privateIPAddress: 10.0.1.4", "privateIPAddress: 'fd00::4'")],
-        "IPv6 guest address is not available yet",
+        &[("privateIPAddress: 10.0.1.4", "privateIPAddress: 'fd00::4'"), pool],
+        "fd00::4 is not in subnet `web`",
     );
-    refused(
-        &[(SPACE, "addressPrefixes: [10.0.0.0/16, 'fd00::/48']")],
-        "IPv6 address space is not available yet",
-    );
-    refused(&[(WEB, "addressPrefixes: [10.0.1.0/24, 'fd00::/64']")], "IPv6 subnet is not available yet");
 }
 
 #[test]
@@ -185,7 +181,7 @@ fn subnets_and_address_spaces_fit_together() {
     );
     refused(
         &[(WEB, "addressPrefix: 10.0.1.0/24\n        gateway: 10.0.1.255")],
-        "network or broadcast address",
+        "gateway 10.0.1.255 is the broadcast address of 10.0.1.0/24",
     );
     let loaded =
         accepted(&[(WEB, "addressPrefixes: [10.0.1.0/24, 10.0.9.0/24]\n        gateway: 10.0.1.254")]);

@@ -169,6 +169,7 @@ publicIPAddresses:",
 #[test]
 fn groups_of_thousands_of_rules_are_read() {
     let mut text = include_str!("../../examples/minimal.yaml").to_owned();
+    text += "limits: { securityRulesPerGroup: 7994 }\n";
     text += "networkSecurityGroups:\n  - name: big\n    securityRules:\n";
     for direction in ["Inbound", "Outbound"] {
         for priority in 100..=4096 {

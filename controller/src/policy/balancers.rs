@@ -1,6 +1,7 @@
 //! Load balancers: frontends, backend pools, outbound rules.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::allocation::{UNIT, same_ports};
 use super::diagnostics::Problems;
@@ -319,7 +320,7 @@ fn resolve_members(
     (found, spans)
 }
 
-/// `vm1` for an interface with one ip configuration, `vm1/primary` for any.
+/// `vm1` for an interface with one IPv4 ip configuration, `vm1/primary` for any.
 fn resolve_member(text: &Text, interfaces: &Interfaces, problems: &mut Problems) -> Option<(usize, usize)> {
     let (name, configuration) = match text.value.split_once('/') {
         Some((name, configuration)) => (name, Some(configuration)),
@@ -327,27 +328,41 @@ fn resolve_member(text: &Text, interfaces: &Interfaces, problems: &mut Problems)
     };
     let reference = At::new(name.to_owned(), text.span);
     let index = interfaces.names.find(&reference, "networkInterfaces", problems)?;
-    let addresses = &interfaces.interfaces.get(index)?.addresses;
-    let choices = || addresses.iter().map(|a| format!("{name}/{}", a.name)).collect::<Vec<_>>().join(" or ");
-    let Some(configuration) = configuration else {
-        if addresses.len() > 1 {
+    let all = &interfaces.members[index].configurations;
+    let is_v6 = |address: &Option<IpAddr>| address.is_some_and(|address| address.is_ipv6());
+    let v4: Vec<usize> = (0..all.len()).filter(|at| !is_v6(&all[*at].1)).collect();
+    let choices = || v4.iter().map(|at| format!("{name}/{}", all[*at].0)).collect::<Vec<_>>().join(" or ");
+    let found = match (configuration, v4.as_slice()) {
+        (None, [only]) => *only,
+        (None, []) => (!all.is_empty()).then_some(0)?,
+        (None, several) => {
             problems
-                .error(text.span, format!("`{name}` has {} ip configurations", addresses.len()))
+                .error(text.span, format!("`{name}` has {} ip configurations", several.len()))
                 .help(format!("write which: {}", choices()));
             return None;
         }
-        return (addresses.len() == 1).then_some((index, 0));
+        (Some(wanted), _) => match all.iter().position(|(own, _)| own.eq_ignore_ascii_case(wanted)) {
+            Some(found) => found,
+            None => {
+                let help = match nearest(wanted, all.iter().map(|(own, _)| own.as_str())) {
+                    Some(near) => format!("did you mean `{name}/{near}`?"),
+                    None => format!("write {}", choices()),
+                };
+                problems.error(text.span, format!("`{name}` has no ip configuration `{wanted}`")).help(help);
+                return None;
+            }
+        },
     };
-    let found = addresses.iter().position(|address| address.name.eq_ignore_ascii_case(configuration));
-    if found.is_none() {
-        let near = nearest(configuration, addresses.iter().map(|address| address.name.as_str()));
-        let help = match near {
-            Some(near) => format!("did you mean `{name}/{near}`?"),
-            None => format!("write {}", choices()),
-        };
-        problems.error(text.span, format!("`{name}` has no ip configuration `{configuration}`")).help(help);
+    if let (own, Some(IpAddr::V6(address))) = &all[found] {
+        problems
+            .error(
+                text.span,
+                format!("`{name}/{own}` is IPv6 ({address}): load balancers translate IPv4 only"),
+            )
+            .help("name an IPv4 ip configuration, or remove it from the pool");
+        return None;
     }
-    found.map(|found| (index, found))
+    Some((index, found))
 }
 
 /// Which members have outbound ports already, over all load balancers.
@@ -365,8 +380,8 @@ impl Outbound {
         problems: &mut Problems,
     ) {
         for (member, span) in members {
-            let interface = &interfaces.interfaces[member.0];
-            let title = format!("{}/{}", interface.name, interface.addresses[member.1].name);
+            let interface = &interfaces.members[member.0];
+            let title = format!("{}/{}", interface.name, interface.configurations[member.1].0);
             match self.by_member.get(member) {
                 Some((other, first)) => {
                     problems

@@ -148,6 +148,11 @@ impl<'n, 's> Fields<'n, 's> {
         self.found[at].filter(|node| !node.is_null())
     }
 
+    /// Is it a list without items?
+    pub fn is_empty_list(&self, field: &str) -> bool {
+        self.node(field).is_some_and(|node| matches!(&node.value, Value::List(items) if items.is_empty()))
+    }
+
     /// Where the field's name stands.
     pub fn key(&self, field: &str) -> Span {
         self.keys[self.index(field)]

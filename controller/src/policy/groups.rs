@@ -1,23 +1,24 @@
 //! Network security groups and their rules (`reference/azure.md` §1.1, §1.2).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use ipnet::IpNet;
-
+use super::application::RuleUse;
 use super::diagnostics::Problems;
 use super::fields::{Fields, OneOrMany, parse_text};
+use super::limits::MAX_RULES;
 use super::names::{Names, check_name};
-use super::network::{Access, AddressMatch, Direction, RuleProtocol, SecurityGroup, SecurityRule};
+use super::network::{Access, AddressMatch, Direction, Limits, RuleProtocol, SecurityGroup, SecurityRule};
 use super::register::Register;
+use super::sides::{self, DESTINATION, SOURCE, Side, Words};
 use super::source::{At, Span, Text};
 use super::tree::Node;
-use super::{ports, prefixes, shape};
+use super::{ports, shape};
 
 /// Priorities of rules; the defaults stand behind them (65000 and up).
 pub const PRIORITIES: std::ops::RangeInclusive<u32> = 100..=4096;
 
-/// A group and direction holds this many rules: as many as there are priorities (design §5). Azure stops at 1,000 for
-/// a whole group.
+/// A group and direction holds this many rules: as many as there are priorities (design §5). Azure, and `Limits` unless
+/// raised, stops at 1,000 for a whole group.
 pub const MAX_RULES_PER_DIRECTION: usize = 3997;
 
 /// Azure's limit for a rule's description.
@@ -26,29 +27,43 @@ const MAX_DESCRIPTION: usize = 140;
 /// A group as read; `None` is what was wrong and has been reported.
 pub struct Group {
     pub name: Option<Text>,
+    span: Span,
     rules: Vec<Rule>,
 }
 
 struct Rule {
     name: Option<Text>,
+    span: Span,
     priority: Option<At<u32>>,
     direction: Option<At<Direction>>,
-    rule: Option<SecurityRule>,
+    source: Option<Side>,
+    destination: Option<Side>,
+    rule: Option<Rest>,
+}
+
+/// What of a rule nothing else is compared with.
+struct Rest {
+    description: String,
+    access: Access,
+    protocol: RuleProtocol,
+    source_ports: Vec<(u16, u16)>,
+    destination_ports: Vec<(u16, u16)>,
 }
 
 /// Reads `networkSecurityGroups`.
-pub fn read(items: &[Node<'_>], problems: &mut Problems) -> Vec<Group> {
-    items.iter().filter_map(|node| read_group(node, problems)).collect()
+pub fn read(items: &[Node<'_>], words: &Words<'_>, problems: &mut Problems) -> Vec<Group> {
+    items.iter().filter_map(|node| read_group(node, words, problems)).collect()
 }
 
-fn read_group(node: &Node<'_>, problems: &mut Problems) -> Option<Group> {
+fn read_group(node: &Node<'_>, words: &Words<'_>, problems: &mut Problems) -> Option<Group> {
     let fields = Fields::open(node, &shape::SECURITY_GROUP, problems)?;
     let name = fields.text("name", problems);
     let items = fields.list("securityRules", problems);
-    Some(Group { name, rules: items.iter().filter_map(|item| read_rule(item, problems)).collect() })
+    let rules = items.iter().filter_map(|item| read_rule(item, words, problems)).collect();
+    Some(Group { name, span: fields.span, rules })
 }
 
-fn read_rule(node: &Node<'_>, problems: &mut Problems) -> Option<Rule> {
+fn read_rule(node: &Node<'_>, words: &Words<'_>, problems: &mut Problems) -> Option<Rule> {
     let fields = Fields::open(node, &shape::SECURITY_RULE, problems)?;
     let name = fields.text("name", problems);
     let description = fields.text("description", problems);
@@ -74,8 +89,9 @@ fn read_rule(node: &Node<'_>, problems: &mut Problems) -> Option<Rule> {
     let has_ports = protocol
         .as_ref()
         .is_none_or(|p| matches!(p.value, RuleProtocol::Tcp | RuleProtocol::Udp | RuleProtocol::Any));
-    let source = read_side(&fields, "sourceAddressPrefix", "sourceAddressPrefixes", problems);
-    let destination = read_side(&fields, "destinationAddressPrefix", "destinationAddressPrefixes", problems);
+    let towards = direction.as_ref().map(|direction| direction.value);
+    let source = sides::read(&fields, &SOURCE, towards, words, problems);
+    let destination = sides::read(&fields, &DESTINATION, towards, words, problems);
     // Hardly any rule says something about source ports; to leave destination ports out would be to open all of them
     // by forgetting a line.
     let source_ports = read_ports(&fields, "sourcePortRange", "sourcePortRanges", false, has_ports, problems);
@@ -90,75 +106,18 @@ fn read_rule(node: &Node<'_>, problems: &mut Problems) -> Option<Rule> {
             .help(format!("Azure allows {MAX_DESCRIPTION}: put the rest into a YAML comment"));
     }
     if let (Some(source), Some(destination)) = (&source, &destination) {
-        never_matches(&fields, source, destination, problems);
+        sides::never_matches(&fields, source, destination, problems);
     }
     let rule = (|| {
-        Some(SecurityRule {
-            name: name.as_ref()?.value.clone(),
+        Some(Rest {
             description: description.map(|text| text.value).unwrap_or_default(),
-            priority: priority.as_ref()?.value as u16,
-            direction: direction.as_ref()?.value,
             access: access?.value,
             protocol: protocol?.value,
-            source: source?,
-            destination: destination?,
             source_ports: source_ports?,
             destination_ports: destination_ports?,
         })
     })();
-    Some(Rule { name, priority, direction, rule })
-}
-
-/// Reads a rule's source or destination addresses.
-fn read_side(
-    fields: &Fields<'_, '_>,
-    single: &str,
-    plural: &str,
-    problems: &mut Problems,
-) -> Option<Vec<AddressMatch>> {
-    let OneOrMany { items, many, .. } = fields.one_or_many(single, plural, true, problems)?;
-    let count = items.len();
-    let parse = |text: &str| prefixes::parse_match(text, plural);
-    let terms: Vec<At<AddressMatch>> =
-        items.into_iter().filter_map(|text| parse_text(text, parse, problems)).collect();
-    let errors = terms.len() < count;
-    if !many {
-        return (!errors).then(|| terms.into_iter().map(|term| term.value).collect());
-    }
-    let mut tag: Option<Span> = None;
-    let mut family: Option<(bool, Span)> = None;
-    for term in &terms {
-        match &term.value {
-            AddressMatch::Any if count > 1 => {
-                problems
-                    .error(term.span, format!("'*' stands among others in `{plural}`"))
-                    .help(format!("'*' covers the rest: write `{single}: '*'`"));
-            }
-            AddressMatch::Any | AddressMatch::Application(_) => {}
-            AddressMatch::Tag(_) => match tag {
-                Some(first) => {
-                    problems
-                        .error(term.span, "a rule cannot name several service tags on one side")
-                        .also(first, "the first one")
-                        .help("write one rule per tag, as in Azure");
-                }
-                None => tag = Some(term.span),
-            },
-            AddressMatch::Prefix(net) => {
-                let v6 = matches!(net, IpNet::V6(_));
-                match family {
-                    Some((other, first)) if other != v6 => {
-                        problems
-                            .error(term.span, "IPv4 and IPv6 are mixed on one side of a rule")
-                            .also(first, "the other family")
-                            .help("write one rule per family, as in Azure");
-                    }
-                    _ => family = Some((v6, term.span)),
-                }
-            }
-        }
-    }
-    (!errors).then(|| terms.into_iter().map(|term| term.value).collect())
+    Some(Rule { name, span: fields.span, priority, direction, source, destination, rule })
 }
 
 /// Reads a rule's source or destination ports; any if absent and not required.
@@ -189,42 +148,53 @@ fn read_ports(
     Some(ranges)
 }
 
-/// A packet has one family: a rule from IPv4 to IPv6 is a slip, though it does no harm.
-fn never_matches(
-    fields: &Fields<'_, '_>,
-    source: &[AddressMatch],
-    destination: &[AddressMatch],
-    problems: &mut Problems,
-) {
-    let family = |side: &[AddressMatch]| {
-        let mut families = side.iter().map(|term| match term {
-            AddressMatch::Prefix(net) => Some(matches!(net, IpNet::V6(_))),
-            _ => None,
-        });
-        let first = families.next().flatten()?;
-        families.all(|other| other == Some(first)).then_some(first)
-    };
-    if let (Some(from), Some(to)) = (family(source), family(destination))
-        && from != to
-    {
-        problems
-            .warning(
-                fields.span,
-                format!("{} matches nothing: one side is IPv4, the other IPv6", fields.title),
-            )
-            .help("write both sides in one family");
+impl Rule {
+    fn build(self) -> Option<SecurityRule> {
+        let rest = self.rule?;
+        Some(SecurityRule {
+            name: self.name?.value,
+            description: rest.description,
+            priority: self.priority?.value as u16,
+            direction: self.direction?.value,
+            access: rest.access,
+            protocol: rest.protocol,
+            source: self.source?.terms(),
+            destination: self.destination?.terms(),
+            source_ports: rest.source_ports,
+            destination_ports: rest.destination_ports,
+        })
     }
+
+    /// The application groups it names, if any.
+    fn uses(&self) -> Option<RuleUse> {
+        let of = |side: &Option<Side>| side.as_ref().map(Side::applications).unwrap_or_default();
+        let (source, destination) = (of(&self.source), of(&self.destination));
+        let title = self.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
+        (!source.is_empty() || !destination.is_empty()).then_some(RuleUse { title, source, destination })
+    }
+}
+
+/// Groups, and which application groups their rules name.
+pub struct Resolved {
+    pub groups: Vec<SecurityGroup>,
+    pub uses: Vec<RuleUse>,
 }
 
 /// Checks what concerns more than one rule and builds the groups.
 pub fn resolve(
     groups: Vec<Group>,
     names: &mut Names,
+    limits: &Limits,
     register: &mut Register,
     problems: &mut Problems,
-) -> Vec<SecurityGroup> {
-    let mut built = Vec::with_capacity(groups.len());
+) -> Resolved {
+    let mut built = Resolved { groups: Vec::with_capacity(groups.len()), uses: Vec::new() };
     for (index, group) in groups.into_iter().enumerate() {
+        if index == limits.network_security_groups as usize {
+            problems
+                .error(group.span, format!("more than {index} network security groups"))
+                .help("raise `limits.networkSecurityGroups`, or let subnets share groups");
+        }
         if let Some(name) = &group.name {
             names.declare(name, index, problems);
             register.add(&["networkSecurityGroups", &name.value], name.span);
@@ -233,18 +203,27 @@ pub fn resolve(
                     .add(&["networkSecurityGroups", &name.value, "securityRules", &rule.value], rule.span);
             }
         }
-        check_rules(&group, problems);
-        let rules = group.rules.into_iter().filter_map(|rule| rule.rule).collect();
-        built.push(SecurityGroup { name: group.name.map(|name| name.value).unwrap_or_default(), rules });
+        check_rules(&group, limits, problems);
+        check_sizes(&group, limits, problems);
+        built.uses.extend(group.rules.iter().filter_map(Rule::uses));
+        let rules = group.rules.into_iter().filter_map(Rule::build).collect();
+        built
+            .groups
+            .push(SecurityGroup { name: group.name.map(|name| name.value).unwrap_or_default(), rules });
     }
     built
 }
 
-fn check_rules(group: &Group, problems: &mut Problems) {
+fn check_rules(group: &Group, limits: &Limits, problems: &mut Problems) {
     let mut by_name: HashMap<String, Span> = HashMap::new();
     let mut by_priority: HashMap<(u32, Direction), (&Rule, Span)> = HashMap::new();
     let mut counts: HashMap<Direction, usize> = HashMap::new();
-    for rule in &group.rules {
+    for (index, rule) in group.rules.iter().enumerate() {
+        if index == limits.rules_per_group as usize {
+            problems
+                .error(rule.span, format!("more than {index} rules in one group"))
+                .help(format!("join rules by using plural forms, or raise `limits.securityRulesPerGroup` (up to {MAX_RULES})"));
+        }
         if let Some(name) = &rule.name {
             check_name(name, "security rule", problems);
             if let Some(first) = by_name.get(&name.value.to_ascii_lowercase()) {
@@ -289,6 +268,39 @@ fn check_rules(group: &Group, problems: &mut Problems) {
             None => {
                 by_priority.insert((priority.value, direction.value), (rule, priority.span));
             }
+        }
+    }
+}
+
+/// What Azure counts over all rules of a group: addresses and prefixes for each side, and application groups.
+fn check_sizes(group: &Group, limits: &Limits, problems: &mut Problems) {
+    let most = limits.prefixes_per_group as usize;
+    let sides: [(&str, fn(&Rule) -> &Option<Side>); 2] =
+        [("source", |rule| &rule.source), ("destination", |rule| &rule.destination)];
+    for (word, side) in sides {
+        let mut count = 0;
+        let mut prefixes = group.rules.iter().flat_map(|rule| side(rule).iter().flat_map(|side| &side.terms));
+        let over = prefixes.find(|term| {
+            count += usize::from(matches!(term.value, AddressMatch::Prefix(_)));
+            count > most
+        });
+        if let Some(over) = over {
+            problems
+                .error(over.span, format!("more than {most} {word} addresses and prefixes in the rules of one group"))
+                .help("define a service tag for them (tags do not count), or raise `limits.addressPrefixesPerGroup`");
+        }
+    }
+    let most = limits.application_groups_per_group as usize;
+    let mut seen = HashSet::new();
+    let sides = group.rules.iter().flat_map(|rule| rule.source.iter().chain(&rule.destination));
+    for at in sides.flat_map(Side::applications) {
+        if seen.insert(at.value) && seen.len() == most + 1 {
+            problems
+                .error(
+                    at.span,
+                    format!("more than {most} application security groups in the rules of one group"),
+                )
+                .help("join some of them, or raise `limits.applicationSecurityGroupsPerGroup`");
         }
     }
 }

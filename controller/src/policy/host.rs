@@ -117,6 +117,11 @@ pub fn read_flow_table(node: Option<&Node<'_>>, problems: &mut Problems) -> Flow
     let Some(fields) = node.and_then(|node| Fields::open(node, &shape::FLOW_TABLE, problems)) else {
         return default;
     };
-    let number = fields.number("maxFlows", *FLOWS.start(), *FLOWS.end(), problems);
-    FlowTable { max_flows: number.map_or(default.max_flows, |number| number.value), ..default }
+    let mut flows = |field, default| {
+        fields.number(field, *FLOWS.start(), *FLOWS.end(), problems).map_or(default, |number| number.value)
+    };
+    FlowTable {
+        max_flows: flows("maxFlows", default.max_flows),
+        max_flows_v6: flows("maxFlowsIPv6", default.max_flows_v6),
+    }
 }

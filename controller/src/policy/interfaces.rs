@@ -1,18 +1,18 @@
 //! Network interfaces: guests, their devices and addresses.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
-
+use super::application::Applications;
 use super::diagnostics::Problems;
 use super::fields::Fields;
 use super::names::{Names, check_name};
-use super::network::{self, Hook};
+use super::network::{self, Hook, Limits};
 use super::networks::Resolved;
 use super::publics::Publics;
 use super::register::Register;
 use super::source::{At, Span, Text};
+use super::subnets::reserved;
 use super::tree::Node;
 use super::{prefixes, shape};
 
@@ -36,8 +36,9 @@ struct Configuration {
     named: Option<Text>,
     span: Span,
     subnet: Option<Text>,
-    address: Option<At<Ipv4Addr>>,
+    address: Option<At<IpAddr>>,
     public: Option<Text>,
+    application_groups: Vec<Text>,
 }
 
 /// Reads `networkInterfaces`.
@@ -53,9 +54,7 @@ fn read_interface(node: &Node<'_>, problems: &mut Problems) -> Option<Interface>
     let hook = fields.choice("hook", HOOKS, problems);
     let group = fields.text("networkSecurityGroup", problems);
     let items = fields.list("ipConfigurations", problems);
-    if let Some(node) = fields.node("ipConfigurations")
-        && matches!(&node.value, super::tree::Value::List(list) if list.is_empty())
-    {
+    if fields.is_empty_list("ipConfigurations") {
         problems
             .error(fields.key("ipConfigurations"), format!("{} has no ip configuration", fields.title))
             .help("add one with `subnet` and `privateIPAddress`");
@@ -69,36 +68,54 @@ fn read_configuration(at: usize, node: &Node<'_>, problems: &mut Problems) -> Op
     let fields = Fields::open(node, &shape::IP_CONFIGURATION, problems)?;
     let named = fields.text("name", problems);
     let subnet = fields.text("subnet", problems);
-    let parse = |text: &str| prefixes::parse_v4(text, "guest address");
-    let address = fields.parsed("privateIPAddress", parse, problems);
+    let address = fields.parsed("privateIPAddress", prefixes::parse_address, problems);
     let public = fields.text("publicIPAddress", problems);
+    let application_groups = fields.texts("applicationSecurityGroups", problems);
     let name = named.as_ref().map_or_else(|| format!("ipconfig{}", at + 1), |name| name.value.clone());
-    Some(Configuration { name, named, span: fields.span, subnet, address, public })
+    Some(Configuration { name, named, span: fields.span, subnet, address, public, application_groups })
 }
 
-/// The interfaces by name, for backend pools to refer to.
+/// The interfaces, and what refers to them needs to know.
 pub struct Interfaces {
     pub names: Names,
-    pub interfaces: Vec<network::Interface>,
+    /// Complete only if nothing was wrong: an ip configuration without an address or a subnet is not in here.
+    pub built: Vec<network::Interface>,
+    /// The same interfaces as they are written, wrong ones too, for backend pools to refer to.
+    pub members: Vec<Member>,
     /// Every guest device and where it is first named.
     pub devices: HashMap<String, Span>,
+}
+
+/// An interface's name, and the names and addresses of its ip configurations.
+pub struct Member {
+    pub name: String,
+    pub configurations: Vec<(String, Option<IpAddr>)>,
+}
+
+/// What interfaces refer to.
+pub struct References<'a> {
+    pub networks: &'a Resolved,
+    pub groups: &'a Names,
+    pub used_groups: &'a mut Vec<usize>,
+    pub applications: &'a mut Applications,
+    pub publics: &'a mut Publics,
+    pub limits: &'a Limits,
 }
 
 /// Checks what concerns more than one object and builds the interfaces.
 pub fn resolve(
     read: Vec<Interface>,
-    resolved: &Resolved,
-    groups: &Names,
-    used_groups: &mut Vec<usize>,
-    publics: &mut Publics,
+    references: References<'_>,
     register: &mut Register,
     problems: &mut Problems,
 ) -> Interfaces {
+    let References { networks: resolved, groups, used_groups, applications, publics, limits } = references;
     let mut names = Names::new("network interface");
     let mut owners = Owners::default();
     let mut devices: HashMap<String, Span> = HashMap::new();
     let mut hooks: HashMap<String, At<Hook>> = HashMap::new();
     let mut interfaces = Vec::with_capacity(read.len());
+    let mut members = Vec::with_capacity(read.len());
     for (index, interface) in read.into_iter().enumerate() {
         let name = interface.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
         if let Some(text) = &interface.name {
@@ -118,6 +135,7 @@ pub fn resolve(
         let mut own: HashMap<String, Span> = HashMap::new();
         let mut network: Option<(usize, Span)> = None;
         let mut addresses = Vec::new();
+        let mut configurations = Vec::new();
         for configuration in interface.configurations {
             if let Some(text) = &configuration.named {
                 check_name(text, "ip configuration", problems);
@@ -142,18 +160,35 @@ pub fn resolve(
                 check_address(address, subnet, resolved, problems);
                 owners.claim(&name, &device, resolved.subnets[subnet].network, address, problems);
             }
-            let user = format!("`{name}/{}`", configuration.name);
+            let title = format!("{name}/{}", configuration.name);
+            if let (Some(public), Some(At { value: IpAddr::V6(address), .. })) =
+                (&configuration.public, &configuration.address)
+            {
+                problems
+                    .error(
+                        public.span,
+                        format!("`{title}` is IPv6 ({address}) and cannot have a public IP address"),
+                    )
+                    .help("public addresses are IPv4: give it to an IPv4 ip configuration of the guest");
+            }
+            let user = format!("`{title}`");
             let public = configuration.public.as_ref().and_then(|text| publics.take(text, &user, problems));
-            addresses.push(network::IpConfiguration {
-                name: configuration.name,
-                address: IpAddr::V4(
-                    configuration.address.map_or(Ipv4Addr::UNSPECIFIED, |address| address.value),
-                ),
-                subnet: subnet.unwrap_or_default(),
-                public_address: public,
-                application_groups: Vec::new(),
-            });
+            let network = subnet.map(|subnet| resolved.network_of(subnet));
+            let groups = &configuration.application_groups;
+            let groups = applications.join(groups, &title, network, resolved, limits, problems);
+            let address = configuration.address.map(|address| address.value);
+            configurations.push((configuration.name.clone(), address));
+            if let (Some(address), Some(subnet)) = (address, subnet) {
+                addresses.push(network::IpConfiguration {
+                    name: configuration.name,
+                    address,
+                    subnet,
+                    public_address: public,
+                    application_groups: groups,
+                });
+            }
         }
+        members.push(Member { name: name.clone(), configurations });
         let hook = interface.hook.map(|hook| hook.value).unwrap_or_default();
         interfaces.push(network::Interface { name, device, mac: interface.mac, hook, group, addresses });
     }
@@ -163,7 +198,7 @@ pub fn resolve(
             interface.hook = hook.value;
         }
     }
-    Interfaces { names, interfaces, devices }
+    Interfaces { names, built: interfaces, members, devices }
 }
 
 fn one_hook(hooks: &mut HashMap<String, At<Hook>>, device: &str, hook: &At<Hook>, problems: &mut Problems) {
@@ -202,57 +237,46 @@ fn same_network(
     }
 }
 
-fn check_address(address: &At<Ipv4Addr>, subnet: usize, resolved: &Resolved, problems: &mut Problems) {
+fn check_address(address: &At<IpAddr>, subnet: usize, resolved: &Resolved, problems: &mut Problems) {
     let subnet = &resolved.subnets[subnet];
     let name = &subnet.name;
-    let holds =
-        |subnet: &network::Subnet| subnet.prefixes.iter().any(|net| net.contains(&IpAddr::V4(address.value)));
+    let holds = |subnet: &network::Subnet| subnet.prefixes.iter().any(|net| net.contains(&address.value));
     if subnet.prefixes.is_empty() {
         return;
     }
-    let Some(IpNet::V4(prefix)) = subnet.prefixes.iter().find(|net| net.contains(&IpAddr::V4(address.value)))
-    else {
+    let Some(prefix) = subnet.prefixes.iter().find(|net| net.contains(&address.value)) else {
         let list: Vec<_> = subnet.prefixes.iter().map(ToString::to_string).collect();
         let other = resolved.subnets.iter().find(|other| other.network == subnet.network && holds(other));
-        problems
-            .error(
-                address.span,
-                format!(
-                    "{} is not in subnet `{name}` \
-                ({})",
-                    address.value,
-                    list.join(", ")
-                ),
-            )
-            .help(match other {
-                Some(other) => format!(
-                    "it is in subnet `{}`: correct the address or the \
-                    subnet",
-                    other.name
-                ),
-                None => "choose an address of this subnet".to_owned(),
-            });
+        let found = problems.error(
+            address.span,
+            format!("{} is not in subnet `{name}` ({})", address.value, list.join(", ")),
+        );
+        if let Some(other) = other {
+            found.help(format!("it is in subnet `{}`: correct the address or the subnet", other.name));
+        } else if subnet.prefixes.iter().all(|net| net.addr().is_ipv4() != address.value.is_ipv4()) {
+            found.help(
+                "give the subnet a prefix of this family in `addressPrefixes`, and the address space too",
+            );
+        } else {
+            found.help("choose an address of this subnet");
+        }
         return;
     };
-    let reserved = if address.value == prefix.network() {
-        "the network address"
-    } else if address.value == prefix.broadcast() {
-        "the broadcast address"
-    } else if subnet.gateways.contains(&IpAddr::V4(address.value)) {
-        "the gateway"
-    } else {
-        return;
+    let is = match reserved(prefix, address.value) {
+        Some(is) => is,
+        None if subnet.gateways.contains(&address.value) => "gateway",
+        None => return,
     };
     problems
-        .error(address.span, format!("{} is {reserved} of subnet `{name}` ({prefix})", address.value))
+        .error(address.span, format!("{} is the {is} of subnet `{name}` ({prefix})", address.value))
         .help("choose another address; Azure keeps the first four and the last one for itself");
 }
 
 /// Who has which address.
 #[derive(Default)]
 struct Owners {
-    in_network: HashMap<(usize, Ipv4Addr), (String, Span)>,
-    on_device: HashMap<(String, Ipv4Addr), (String, Span)>,
+    in_network: HashMap<(usize, IpAddr), (String, Span)>,
+    on_device: HashMap<(String, IpAddr), (String, Span)>,
 }
 
 impl Owners {
@@ -261,7 +285,7 @@ impl Owners {
         name: &str,
         device: &str,
         network: usize,
-        address: &At<Ipv4Addr>,
+        address: &At<IpAddr>,
         problems: &mut Problems,
     ) {
         if let Some((other, span)) = self.in_network.get(&(network, address.value)) {

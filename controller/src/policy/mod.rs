@@ -1,11 +1,12 @@
 //! The YAML policy: its model, its validation with line and column, its JSON Schema.
 //!
 //! A file goes through four steps. `tree` reads YAML into nodes that know their place; `fields`, guided by `shape`,
-//! takes them apart; every concept (`networks`, `interfaces`, `groups`, `publics`, `balancers`, `host`) reads its own
+//! takes them apart; every concept (`networks`, `interfaces`, `groups`, `tags`, `publics`, `host`, ...) reads its own
 //! part and then resolves it against the others; the result is a [`network::Network`]. Findings are collected on the
 //! way and reported together: only broken YAML ends the reading early.
 
 pub mod allocation;
+mod application;
 mod balancers;
 mod capacity;
 pub mod diagnostics;
@@ -13,17 +14,26 @@ mod fields;
 pub mod groups;
 mod host;
 mod interfaces;
+mod limits;
 mod names;
 pub mod network;
 mod networks;
+mod overlap;
+mod peerings;
+mod platform;
 mod ports;
 mod prefixes;
 mod publics;
 mod register;
 mod render;
+mod routes;
 mod schema;
 mod shape;
+mod sides;
 pub mod source;
+mod subnets;
+mod tag_file;
+mod tags;
 mod tree;
 
 use std::io::Read;
@@ -37,6 +47,7 @@ use names::Names;
 use network::{Network, Places};
 use register::Register;
 pub use schema::json_schema;
+use sides::Words;
 use source::{Source, Span, Text};
 use tree::{Node, Value};
 
@@ -132,7 +143,27 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         return None;
     }
     let fields = Fields::open(root, &shape::POLICY, problems)?;
-    let group_drafts = groups::read(fields.list("networkSecurityGroups", problems), problems);
+    let mut register = Register::default();
+    let limits = limits::read(fields.node("limits"), problems);
+    // The tag file's path counts from the policy's own folder; without one, from the current directory.
+    let folder = Path::new(&source.name).parent().unwrap_or(Path::new(""));
+    let tags = tags::read(fields.node("serviceTags"), folder, &mut register, problems);
+    let mut applications = application::read(
+        fields.list("applicationSecurityGroups", problems),
+        &limits,
+        &mut register,
+        problems,
+    );
+    let words = Words { tags: &tags, applications: &applications.names, limits: &limits };
+    let group_drafts = groups::read(fields.list("networkSecurityGroups", problems), &words, problems);
+    let mut tables = routes::read(fields.list("routeTables", problems), &tags, &mut register, problems);
+    let platform = platform::read(
+        fields.node("platformRules"),
+        fields.list("platformServices", problems),
+        &mut register,
+        problems,
+    );
+    let on_rule_change = fields.choice("onRuleChange", platform::ON_RULE_CHANGE, problems);
     let network_drafts = networks::read(fields.list("virtualNetworks", problems), problems);
     let interface_drafts = interfaces::read(fields.list("networkInterfaces", problems), problems);
     let public_drafts = publics::read(fields.list("publicIPAddresses", problems), problems);
@@ -155,23 +186,26 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
             .help("add `networkInterfaces` with a name, a device and an ip configuration");
     }
 
-    let mut register = Register::default();
     let mut group_names = Names::new("network security group");
     let own_names: Vec<_> = group_drafts.iter().map(|group| group.name.clone()).collect();
-    let groups = groups::resolve(group_drafts, &mut group_names, &mut register, problems);
+    let groups = groups::resolve(group_drafts, &mut group_names, &limits, &mut register, problems);
     let mut used_groups = Vec::new();
-    let networks = networks::resolve(network_drafts, &group_names, &mut used_groups, &mut register, problems);
+    let mut references =
+        networks::References { groups: &group_names, used_groups: &mut used_groups, tables: &mut tables };
+    let networks = networks::resolve(network_drafts, &mut references, &mut register, problems);
+    tables.check_appliances(&networks, problems);
     let mut publics =
         publics::resolve(public_drafts, &networks.spaces, &networks.networks, &mut register, problems);
-    let interfaces = interfaces::resolve(
-        interface_drafts,
-        &networks,
-        &group_names,
-        &mut used_groups,
-        &mut publics,
-        &mut register,
-        problems,
-    );
+    let references = interfaces::References {
+        networks: &networks,
+        groups: &group_names,
+        used_groups: &mut used_groups,
+        applications: &mut applications,
+        publics: &mut publics,
+        limits: &limits,
+    };
+    let interfaces = interfaces::resolve(interface_drafts, references, &mut register, problems);
+    applications.check_rules(&groups.uses, &networks, problems);
     let uplinks = host::resolve_uplinks(uplink_drafts, &interfaces.devices, &mut register, problems);
     let load_balancers =
         balancers::resolve(balancer_drafts, &interfaces, &mut publics, &uplinks, &mut register, problems);
@@ -186,18 +220,20 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     if !problems.has_errors() {
         publics.warn_unused(problems);
         warn_unused_groups(&own_names, &used_groups, problems);
+        applications.warn_unused(&groups.uses, problems);
+        tables.warn_unused(&networks, &interfaces.built, problems);
     }
     let network = Network {
         virtual_networks: networks.networks,
         subnets: networks.subnets,
-        interfaces: interfaces.interfaces,
-        groups,
-        application_groups: Vec::new(),
-        tags: Vec::new(),
-        route_tables: Vec::new(),
-        platform: network::Platform::default(),
-        on_rule_change: network::OnRuleChange::default(),
-        limits: network::Limits::default(),
+        interfaces: interfaces.built,
+        groups: groups.groups,
+        application_groups: applications.finish(),
+        tags: tags.definitions,
+        route_tables: tables.built,
+        platform,
+        on_rule_change: on_rule_change.map(|change| change.value).unwrap_or_default(),
+        limits,
         public_addresses: publics.addresses,
         load_balancers,
         uplinks,

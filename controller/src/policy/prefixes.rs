@@ -5,17 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::fields::Complaint;
-use super::names::nearest;
-use super::network::{AddressMatch, ServiceTag};
-
-/// Tags by REST name and by the classic deployment model's.
-const TAGS: &[(&str, ServiceTag)] = &[
-    ("VirtualNetwork", ServiceTag::VirtualNetwork),
-    ("Internet", ServiceTag::Internet),
-    ("AzureLoadBalancer", ServiceTag::AzureLoadBalancer),
-    ("VIRTUAL_NETWORK", ServiceTag::VirtualNetwork),
-    ("AZURE_LOADBALANCER", ServiceTag::AzureLoadBalancer),
-];
+use super::network::AddressMatch;
+use super::tags::Tags;
 
 /// Ranges that no virtual network may contain, as in Azure, and why.
 pub const FORBIDDEN: &[(&str, &str)] = &[
@@ -25,7 +16,20 @@ pub const FORBIDDEN: &[(&str, &str)] = &[
     ("169.254.0.0/16", "link-local"),
     ("224.0.0.0/4", "multicast"),
     ("255.255.255.255/32", "broadcast"),
+    // Part of ::/8, but its own name says more.
+    ("::ffff:0:0/96", "IPv4 addresses written as IPv6"),
+    ("::/8", "unspecified, loopback and reserved"),
+    ("fe80::/10", "link-local"),
+    ("ff00::/8", "multicast"),
 ];
+
+/// The forbidden range that shares addresses with a prefix, and why it is forbidden; rather one around the prefix than
+/// one inside it.
+pub fn forbidden(prefix: &IpNet) -> Option<(IpNet, &'static str)> {
+    let ranges = || FORBIDDEN.iter().map(|(range, why)| (range.parse::<IpNet>().expect("a constant prefix"), *why));
+    let around = ranges().find(|(range, _)| range.contains(prefix));
+    around.or_else(|| ranges().find(|(range, _)| prefix.contains(range)))
+}
 
 /// An address without a prefix length.
 pub fn parse_address(text: &str) -> Result<IpAddr, Complaint> {
@@ -44,7 +48,8 @@ pub fn parse_address(text: &str) -> Result<IpAddr, Complaint> {
 pub fn parse_v4(text: &str, what: &str) -> Result<Ipv4Addr, Complaint> {
     match parse_address(text)? {
         IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(no_v6(what)),
+        IpAddr::V6(_) => Err(Complaint::new(format!("`{text}` is IPv6: a {what} is IPv4"))
+            .help("write an IPv4 address; guests' IPv6 addresses are not translated")),
     }
 }
 
@@ -78,26 +83,21 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, Complaint> {
     Err(complaint.help("write a prefix such as 10.0.1.0/24"))
 }
 
-/// An IPv4 prefix; IPv6 is refused with a message of its own.
-pub fn parse_v4_prefix(text: &str, what: &str) -> Result<Ipv4Net, Complaint> {
-    match parse_prefix(text)? {
-        IpNet::V4(net) => Ok(net),
-        IpNet::V6(_) => Err(no_v6(what)),
+/// A prefix, or an address standing for itself alone.
+pub fn parse_network(text: &str) -> Result<IpNet, Complaint> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(IpNet::from(address)),
+        Err(_) => parse_prefix(text),
     }
-}
-
-fn no_v6(what: &str) -> Complaint {
-    Complaint::new(format!("IPv6 {what} is not available yet"))
-        .help("use an IPv4 address; IPv6 prefixes in security rules are accepted")
 }
 
 /// One side of a rule: `*`, an address, a prefix or a tag.
-pub fn parse_match(text: &str, plural: &str) -> Result<AddressMatch, Complaint> {
+pub fn parse_match(text: &str, plural: &str, tags: &Tags) -> Result<AddressMatch, Complaint> {
     if text == "*" {
         return Ok(AddressMatch::Any);
     }
-    if let Some((_, tag)) = TAGS.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
-        return Ok(AddressMatch::Tag(*tag));
+    if let Some(tag) = tags.get(text) {
+        return Ok(AddressMatch::Tag(tag));
     }
     if text.eq_ignore_ascii_case("any") {
         return Err(
@@ -109,20 +109,11 @@ pub fn parse_match(text: &str, plural: &str) -> Result<AddressMatch, Complaint> 
         return Err(Complaint::new(format!("`{text}` is several addresses in one value"))
             .help(format!("write `{plural}: [{}]`", list.join(", "))));
     }
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(AddressMatch::Prefix(IpNet::from(address)));
+    let digit = text.starts_with(|c: char| c.is_ascii_digit());
+    if text.contains(['/', ':']) || digit {
+        return parse_network(text).map(AddressMatch::Prefix);
     }
-    if text.contains('/') || text.starts_with(|c: char| c.is_ascii_digit()) {
-        return parse_prefix(text).map(AddressMatch::Prefix);
-    }
-    let complaint = Complaint::new(format!("there is no service tag `{text}`"));
-    Err(match nearest(text, TAGS.iter().map(|(name, _)| *name)) {
-        Some(near) => complaint.help(format!("did you mean `{near}`?")),
-        None => complaint.help(
-            "the tags are VirtualNetwork, Internet and AzureLoadBalancer (Azure's other tags are not available yet); \
-             anything else is an address or a prefix",
-        ),
-    })
+    Err(tags.unknown(text))
 }
 
 /// A hardware address, `02:00:00:00:00:01` or as Azure writes it `02-00-00-00-00-01`.
@@ -165,11 +156,13 @@ pub fn parse_device(text: &str) -> Result<String, Complaint> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::network::ServiceTag;
     use super::*;
 
     #[test]
     fn a_rule_side_is_any_an_address_a_prefix_or_a_tag_in_any_case() {
-        let ok = |text| parse_match(text, "prefixes").unwrap();
+        let tags = Tags::default();
+        let ok = |text| parse_match(text, "prefixes", &tags).unwrap();
         assert_eq!(ok("*"), AddressMatch::Any);
         assert_eq!(ok("10.0.0.4"), AddressMatch::Prefix("10.0.0.4/32".parse().unwrap()));
         assert_eq!(ok("2001:db8::/32"), AddressMatch::Prefix("2001:db8::/32".parse().unwrap()));
@@ -186,7 +179,7 @@ mod tests {
             "10.0.0.1-10.0.0.9",
             "10.0.0.0/33",
         ] {
-            assert!(parse_match(bad, "prefixes").is_err(), "{bad}");
+            assert!(parse_match(bad, "prefixes", &tags).is_err(), "{bad}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::diagnostics::Problems;
 use super::fields::Fields;
@@ -91,7 +91,7 @@ impl Publics {
 /// Checks what concerns more than one address.
 pub fn resolve(
     read: Vec<Public>,
-    spaces: &[(usize, At<Ipv4Net>)],
+    spaces: &[(usize, At<IpNet>)],
     networks: &[network::VirtualNetwork],
     register: &mut Register,
     problems: &mut Problems,
@@ -138,15 +138,12 @@ pub fn resolve(
 
 fn check_address(
     address: &At<Ipv4Addr>,
-    spaces: &[(usize, At<Ipv4Net>)],
+    spaces: &[(usize, At<IpNet>)],
     networks: &[network::VirtualNetwork],
     problems: &mut Problems,
 ) {
-    let forbidden = prefixes::FORBIDDEN.iter().find(|(range, _)| {
-        let range: Ipv4Net = range.parse().expect("a constant prefix");
-        range.contains(&address.value)
-    });
-    if let Some((range, why)) = forbidden {
+    let ip = IpAddr::V4(address.value);
+    if let Some((range, why)) = prefixes::forbidden(&IpNet::from(ip)) {
         problems
             .error(
                 address.span,
@@ -154,7 +151,7 @@ fn check_address(
             )
             .help("give an address that the world can reach");
     }
-    if let Some((network, prefix)) = spaces.iter().find(|(_, prefix)| prefix.value.contains(&address.value)) {
+    if let Some((network, prefix)) = spaces.iter().find(|(_, prefix)| prefix.value.contains(&ip)) {
         let name = &networks[*network].name;
         problems
             .error(

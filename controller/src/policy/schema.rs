@@ -57,6 +57,8 @@ inline! {
     ServiceProtocol => word(&["Tcp", "Udp"]);
     Announce => word(&["address", "proxy", "routed"]);
     Hook => word(&["auto", "xdp", "tc"]);
+    HopType => word(&["VnetLocal", "Internet", "VirtualAppliance", "VirtualNetworkGateway", "None"]);
+    OnRuleChange => word(&["keep", "reevaluate"]);
     PortRange => json_schema!({ "anyOf": [
         { "type": "integer", "minimum": 0, "maximum": 65535 },
         { "type": "string", "pattern": "^(\\*|[0-9]{1,5}|[0-9]{1,5}-[0-9]{1,5})$" },
@@ -86,6 +88,22 @@ struct Policy {
     timeouts: Option<Timeouts>,
     /// Size of the table of flows.
     flow_table: Option<FlowTable>,
+    /// Sets of ip configurations that rules name instead of addresses.
+    application_security_groups: Option<Vec<ApplicationSecurityGroup>>,
+    /// Names for sets of prefixes, besides the built-in VirtualNetwork, Internet, AzureLoadBalancer and AzurePlatform tags.
+    service_tags: Option<ServiceTags>,
+    /// Routes of their own for the subnets that name them.
+    route_tables: Option<Vec<RouteTable>>,
+    /// Rules that stand before all groups.
+    platform_rules: Option<PlatformRules>,
+    /// What this host serves under 168.63.129.16 and 169.254.169.254; groups do not apply, unless a rule names the
+    /// service's AzurePlatform tag.
+    platform_services: Option<Vec<PlatformService>>,
+    /// What a change of rules does to live flows: keep (default; they stay until they end) or reevaluate (the initiator's
+    /// next packet is judged by the new rules).
+    on_rule_change: Option<OnRuleChange>,
+    /// How much of everything the policy may have; Azure's limits unless changed.
+    limits: Option<Limits>,
 }
 
 /// A virtual network.
@@ -97,6 +115,8 @@ struct VirtualNetwork {
     name: String,
     /// The addresses that belong to this network.
     address_space: AddressSpace,
+    /// Virtual networks that this one reaches as if they were part of it; they must name this one too.
+    virtual_network_peerings: Option<Vec<VirtualNetworkPeering>>,
     /// Parts of the address space.
     subnets: Option<Vec<Subnet>>,
 }
@@ -105,11 +125,22 @@ const NAME: &str = "^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,78}[A-Za-z0-9_])?$";
 const DEVICE: &str = "^[^/:\\s]{1,15}$";
 const MAC: &str = "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$|^([0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}$";
 
+/// One side of a peering: the other virtual network has one towards this.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct VirtualNetworkPeering {
+    /// Name, unique in its virtual network.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+    /// Name of the other virtual network.
+    remote_virtual_network: String,
+}
+
 /// The addresses of a virtual network.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct AddressSpace {
-    /// IPv4 prefixes, such as 10.0.0.0/16; they must not overlap.
+    /// Prefixes of both families, such as 10.0.0.0/16 and fd00:1::/48; they must not overlap.
     #[schemars(length(min = 1))]
     address_prefixes: Vec<String>,
 }
@@ -121,15 +152,17 @@ struct Subnet {
     /// Name, unique in its virtual network.
     #[schemars(regex(pattern = NAME))]
     name: String,
-    /// IPv4 prefix inside the address space; this or `addressPrefixes`.
+    /// Prefix inside the address space; this or `addressPrefixes`.
     address_prefix: Option<String>,
-    /// Several prefixes; this or `addressPrefix`.
+    /// Several prefixes, of both families; this or `addressPrefix`.
     #[schemars(length(min = 1))]
     address_prefixes: Option<Vec<String>>,
-    /// The address guests use as their router; the first one of the prefix if left out.
+    /// The address guests use as their router, of one prefix; every other prefix has its first address.
     gateway: Option<String>,
     /// Name of the group whose rules apply to every guest of the subnet.
     network_security_group: Option<String>,
+    /// Name of the route table of the subnet's guests.
+    route_table: Option<String>,
 }
 
 /// One guest's attachment to this host.
@@ -163,12 +196,14 @@ struct IpConfiguration {
     name: Option<String>,
     /// Name of the subnet, as `web`, or as `vnet1/web` where several networks have a subnet of that name.
     subnet: String,
-    /// The guest's IPv4 address, in the subnet.
+    /// The guest's IPv4 or IPv6 address, in the subnet.
     #[schemars(rename = "privateIPAddress")]
     private_ip_address: String,
-    /// Name of a public address that is this guest's alone, in both directions.
+    /// Name of a public address that is this guest's alone, in both directions; IPv4 only.
     #[schemars(rename = "publicIPAddress")]
     public_ip_address: Option<String>,
+    /// Names of the application security groups it is a member of.
+    application_security_groups: Option<Vec<String>>,
 }
 
 /// A list of rules; the built-in ones (65000 and up) stand behind them.
@@ -201,26 +236,157 @@ struct SecurityRule {
     access: Access,
     /// Tcp, Udp, Icmp, Esp, Ah or '*'.
     protocol: RuleProtocol,
-    /// '*', an address, a prefix, or one of the tags VirtualNetwork, Internet and AzureLoadBalancer.
+    /// '*', an address, a prefix, or a service tag.
     source_address_prefix: Option<String>,
     /// Several addresses and prefixes, and at most one tag.
     #[schemars(length(min = 1))]
     source_address_prefixes: Option<Vec<String>>,
+    /// Names of application security groups, instead of addresses; all groups of a rule are in one virtual network.
+    #[schemars(length(min = 1))]
+    source_application_security_groups: Option<Vec<String>>,
     /// A port, a range such as 8000-8010, or '*'; '*' if left out.
     source_port_range: Option<PortRange>,
     /// Several ports and ranges.
     #[schemars(length(min = 1))]
     source_port_ranges: Option<Vec<PortRange>>,
-    /// '*', an address, a prefix, or one of the tags VirtualNetwork, Internet and AzureLoadBalancer.
+    /// '*', an address, a prefix, or a service tag.
     destination_address_prefix: Option<String>,
     /// Several addresses and prefixes, and at most one tag.
     #[schemars(length(min = 1))]
     destination_address_prefixes: Option<Vec<String>>,
+    /// Names of application security groups, instead of addresses; all groups of a rule are in one virtual network.
+    #[schemars(length(min = 1))]
+    destination_application_security_groups: Option<Vec<String>>,
     /// A port, a range such as 8000-8010, or '*'; required for Tcp, Udp and '*'.
     destination_port_range: Option<PortRange>,
     /// Several ports and ranges.
     #[schemars(length(min = 1))]
     destination_port_ranges: Option<Vec<PortRange>>,
+}
+
+/// A set of ip configurations that rules name; its members are those that name it.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct ApplicationSecurityGroup {
+    /// Unique name.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+}
+
+/// Names for sets of prefixes.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct ServiceTags {
+    /// Azure's published file, such as ServiceTags_Public_20251013.json; relative to the policy file's folder.
+    file: Option<String>,
+    /// Tags of this policy.
+    tags: Option<Vec<ServiceTag>>,
+}
+
+/// A service tag of this policy.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct ServiceTag {
+    /// Name; neither built in nor in the tag file.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+    /// Addresses and prefixes of both families.
+    #[schemars(length(min = 1))]
+    address_prefixes: Vec<String>,
+}
+
+/// Routes that replace the built-in ones for the subnets that name the table.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct RouteTable {
+    /// Unique name.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+    /// Does a default route make the tag VirtualNetwork mean everything, as in Azure? Default false.
+    widen_virtual_network: Option<bool>,
+    /// The routes; of all that match the one with the longest prefix is taken.
+    routes: Option<Vec<Route>>,
+}
+
+/// A route.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct Route {
+    /// Name, unique in its table.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+    /// Where packets go that take this route; unique in its table.
+    address_prefix: String,
+    /// VnetLocal, Internet, VirtualAppliance, VirtualNetworkGateway or None (dropped).
+    next_hop_type: HopType,
+    /// The guest that a VirtualAppliance is, in the same or a peered virtual network; not with any other type.
+    next_hop_ip_address: Option<String>,
+}
+
+/// Rules that stand before all groups.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct PlatformRules {
+    /// May guests reach the KMS servers on TCP 1688 whatever the groups say? A rule that names AzurePlatformLKM and a
+    /// route for 0.0.0.0/0 end that. Default false.
+    allow_kms: Option<bool>,
+    /// Addresses of the KMS servers, which AzurePlatformLKM stands for; Azure's if left out.
+    #[schemars(length(min = 1))]
+    kms_servers: Option<Vec<String>>,
+    /// Is TCP 25 out of the virtual network blocked, whatever the groups say? Default false.
+    #[schemars(rename = "blockSmtp25")]
+    block_smtp25: Option<bool>,
+}
+
+/// A service of this host under a platform address.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct PlatformService {
+    /// Unique name.
+    #[schemars(regex(pattern = NAME))]
+    name: String,
+    /// 168.63.129.16 or 169.254.169.254.
+    #[schemars(extend("enum" = ["168.63.129.16", "169.254.169.254"]))]
+    address: String,
+    /// Tcp, Udp or All (both).
+    protocol: Transport,
+    /// The port, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    port: u16,
+}
+
+/// How much of everything a policy may have.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct Limits {
+    /// Network security groups; default 5000, at most 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    network_security_groups: Option<u32>,
+    /// Rules of one group, both directions together; default 1000, at most 7994 (3997 in each direction).
+    #[schemars(range(min = 1, max = 7994))]
+    security_rules_per_group: Option<u32>,
+    /// Addresses and prefixes in all rules of a group, for sources and for destinations each, without tags; default
+    /// 4000, at most 1000000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    address_prefixes_per_group: Option<u32>,
+    /// Application security groups; default 3000, at most 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    application_security_groups: Option<u32>,
+    /// Application security groups one ip configuration is in; default 20.
+    #[schemars(range(min = 1, max = 65535))]
+    application_security_groups_per_ip_configuration: Option<u32>,
+    /// Application security groups on one side of a rule; default 10.
+    #[schemars(range(min = 1, max = 65535))]
+    application_security_groups_per_rule: Option<u32>,
+    /// Application security groups in all rules of a group; default 100.
+    #[schemars(range(min = 1, max = 65535))]
+    application_security_groups_per_group: Option<u32>,
+    /// Members of one application security group; default 4000.
+    #[schemars(range(min = 1, max = 65535))]
+    ip_configurations_per_application_security_group: Option<u32>,
+    /// Kernel memory that one generation of tables may take, in MiB; default 512.
+    #[schemars(rename = "policyMemoryMiB", range(min = 1, max = 1_048_576))]
+    policy_memory_mib: Option<u32>,
 }
 
 /// An address under which the world knows guests; used by one ip configuration or one frontend.
@@ -374,6 +540,9 @@ struct FlowTable {
     /// Flows it must be able to hold, 1024 to 4194304; default 262144. A running datapath keeps its size until `portcullis down`.
     #[schemars(range(min = 1024, max = 4_194_304))]
     max_flows: Option<u32>,
+    /// The same for IPv6, which has a table of its own: 1024 to 4194304; default 65536.
+    #[schemars(rename = "maxFlowsIPv6", range(min = 1024, max = 4_194_304))]
+    max_flows_ipv6: Option<u32>,
 }
 
 #[cfg(test)]

@@ -26,6 +26,13 @@ pub const POLICY: Shape = Shape {
         "hostAccess",
         "timeouts",
         "flowTable",
+        "applicationSecurityGroups",
+        "serviceTags",
+        "routeTables",
+        "platformRules",
+        "platformServices",
+        "onRuleChange",
+        "limits",
     ],
     required: &[],
 };
@@ -33,8 +40,15 @@ pub const POLICY: Shape = Shape {
 pub const VIRTUAL_NETWORK: Shape = Shape {
     schema: "VirtualNetwork",
     what: "virtual network",
-    fields: &["name", "addressSpace", "subnets"],
+    fields: &["name", "addressSpace", "virtualNetworkPeerings", "subnets"],
     required: &["name", "addressSpace"],
+};
+
+pub const PEERING: Shape = Shape {
+    schema: "VirtualNetworkPeering",
+    what: "peering",
+    fields: &["name", "remoteVirtualNetwork"],
+    required: &["name", "remoteVirtualNetwork"],
 };
 
 pub const ADDRESS_SPACE: Shape = Shape {
@@ -47,7 +61,7 @@ pub const ADDRESS_SPACE: Shape = Shape {
 pub const SUBNET: Shape = Shape {
     schema: "Subnet",
     what: "subnet",
-    fields: &["name", "addressPrefix", "addressPrefixes", "gateway", "networkSecurityGroup"],
+    fields: &["name", "addressPrefix", "addressPrefixes", "gateway", "networkSecurityGroup", "routeTable"],
     required: &["name"],
 };
 
@@ -61,7 +75,7 @@ pub const NETWORK_INTERFACE: Shape = Shape {
 pub const IP_CONFIGURATION: Shape = Shape {
     schema: "IpConfiguration",
     what: "ip configuration",
-    fields: &["name", "subnet", "privateIPAddress", "publicIPAddress"],
+    fields: &["name", "subnet", "privateIPAddress", "publicIPAddress", "applicationSecurityGroups"],
     required: &["subnet", "privateIPAddress"],
 };
 
@@ -84,14 +98,82 @@ pub const SECURITY_RULE: Shape = Shape {
         "protocol",
         "sourceAddressPrefix",
         "sourceAddressPrefixes",
+        "sourceApplicationSecurityGroups",
         "sourcePortRange",
         "sourcePortRanges",
         "destinationAddressPrefix",
         "destinationAddressPrefixes",
+        "destinationApplicationSecurityGroups",
         "destinationPortRange",
         "destinationPortRanges",
     ],
     required: &["name", "priority", "direction", "access", "protocol"],
+};
+
+pub const APPLICATION_SECURITY_GROUP: Shape = Shape {
+    schema: "ApplicationSecurityGroup",
+    what: "application security group",
+    fields: &["name"],
+    required: &["name"],
+};
+
+pub const SERVICE_TAGS: Shape = Shape {
+    schema: "ServiceTags",
+    what: "section of service tags",
+    fields: &["file", "tags"],
+    required: &[],
+};
+
+pub const SERVICE_TAG: Shape = Shape {
+    schema: "ServiceTag",
+    what: "service tag",
+    fields: &["name", "addressPrefixes"],
+    required: &["name", "addressPrefixes"],
+};
+
+pub const ROUTE_TABLE: Shape = Shape {
+    schema: "RouteTable",
+    what: "route table",
+    fields: &["name", "widenVirtualNetwork", "routes"],
+    required: &["name"],
+};
+
+pub const ROUTE: Shape = Shape {
+    schema: "Route",
+    what: "route",
+    fields: &["name", "addressPrefix", "nextHopType", "nextHopIpAddress"],
+    required: &["name", "addressPrefix", "nextHopType"],
+};
+
+pub const PLATFORM_RULES: Shape = Shape {
+    schema: "PlatformRules",
+    what: "section of platform rules",
+    fields: &["allowKms", "kmsServers", "blockSmtp25"],
+    required: &[],
+};
+
+pub const PLATFORM_SERVICE: Shape = Shape {
+    schema: "PlatformService",
+    what: "platform service",
+    fields: &["name", "address", "protocol", "port"],
+    required: &["name", "address", "protocol", "port"],
+};
+
+pub const LIMITS: Shape = Shape {
+    schema: "Limits",
+    what: "section of limits",
+    fields: &[
+        "networkSecurityGroups",
+        "securityRulesPerGroup",
+        "addressPrefixesPerGroup",
+        "applicationSecurityGroups",
+        "applicationSecurityGroupsPerIpConfiguration",
+        "applicationSecurityGroupsPerRule",
+        "applicationSecurityGroupsPerGroup",
+        "ipConfigurationsPerApplicationSecurityGroup",
+        "policyMemoryMiB",
+    ],
+    required: &[],
 };
 
 pub const PUBLIC_ADDRESS: Shape = Shape {
@@ -174,19 +256,28 @@ pub const TIMEOUTS: Shape = Shape {
 };
 
 pub const FLOW_TABLE: Shape =
-    Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows"], required: &[] };
+    Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows", "maxFlowsIPv6"], required: &[] };
 
 /// All shapes, for the test that compares them with the JSON Schema.
 #[cfg(test)]
 pub const ALL: &[&Shape] = &[
     &POLICY,
     &VIRTUAL_NETWORK,
+    &PEERING,
     &ADDRESS_SPACE,
     &SUBNET,
     &NETWORK_INTERFACE,
     &IP_CONFIGURATION,
     &SECURITY_GROUP,
     &SECURITY_RULE,
+    &APPLICATION_SECURITY_GROUP,
+    &SERVICE_TAGS,
+    &SERVICE_TAG,
+    &ROUTE_TABLE,
+    &ROUTE,
+    &PLATFORM_RULES,
+    &PLATFORM_SERVICE,
+    &LIMITS,
     &PUBLIC_ADDRESS,
     &LOAD_BALANCER,
     &FRONTEND,
@@ -201,13 +292,6 @@ pub const ALL: &[&Shape] = &[
 
 /// Fields that Azure has and Portcullis does not yet, or does not have; the reader says so instead of "unknown".
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    ("applicationSecurityGroups", "application security groups are not available yet"),
-    ("sourceApplicationSecurityGroups", "application security groups are not available yet"),
-    ("destinationApplicationSecurityGroups", "application security groups are not available yet"),
-    ("serviceTags", "service tags from a file are not available yet"),
-    ("virtualNetworkPeerings", "peerings are not available yet"),
-    ("routeTables", "route tables are not available yet"),
-    ("routeTable", "route tables are not available yet"),
     ("loadBalancingRules", "load balancing rules are not available yet"),
     ("inboundNatRules", "inbound NAT rules are not available yet"),
     ("inboundNatPools", "inbound NAT rules are not available yet"),
@@ -215,7 +299,7 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("natGateway", "NAT gateways are not available yet"),
     (
         "flushConnection",
-        "`flushConnection` is not available yet: established flows keep running when rules change",
+        "it is one setting for the whole policy here: write `onRuleChange: reevaluate` at the top",
     ),
     ("defaultSecurityRules", "the default rules are built in: override them with rules of your own"),
     ("properties", "Azure's nested `properties` does not exist here: move its fields one level up"),
