@@ -1,10 +1,11 @@
 //! The command line: what may be asked, who answers, and what the exit code means.
 //!
-//! `run`, `down`, `check` and `schema` work by themselves; everything else is a question to the daemon's socket. Exit
-//! codes: 0 done, 1 failed, 2 bad input (usage, policy, names).
+//! `run`, `down`, `check`, `import` and `schema` work by themselves; everything else is a question to the daemon's socket. Exit
+//! codes: 0 done, 1 failed, 2 bad input (usage, policy, names); `import` has two more.
 
 mod arguments;
 mod check;
+mod import;
 mod logger;
 mod output;
 mod remote;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use arguments::{Arguments, Command, ExplainArguments, OutputFormat, RunArguments};
+pub use arguments::{Arguments, Command, ExplainArguments, ImportArguments, OutputFormat, RunArguments};
 
 use crate::daemon;
 
@@ -24,6 +25,10 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// What was given cannot be used: the command line, a policy, a name.
 pub const BAD_INPUT: u8 = 2;
+/// `import`: a policy was made, but something was not carried over; nothing more is allowed than was.
+pub const NOT_CARRIED_OVER: u8 = 3;
+/// `import`: a policy was made, but something that denied was not carried over: it may allow more than Azure did.
+pub const WIDER: u8 = 4;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -63,6 +68,7 @@ fn dispatch(arguments: Arguments) -> u8 {
             }
         }
         Command::Check { files } => check::check(&files, output),
+        Command::Import(arguments) => import::import(&arguments, output),
         Command::Schema => {
             output::out(&crate::policy::json_schema());
             DONE

@@ -26,7 +26,8 @@ pub const FORBIDDEN: &[(&str, &str)] = &[
 /// The forbidden range that shares addresses with a prefix, and why it is forbidden; rather one around the prefix than
 /// one inside it.
 pub fn forbidden(prefix: &IpNet) -> Option<(IpNet, &'static str)> {
-    let ranges = || FORBIDDEN.iter().map(|(range, why)| (range.parse::<IpNet>().expect("a constant prefix"), *why));
+    let ranges =
+        || FORBIDDEN.iter().map(|(range, why)| (range.parse::<IpNet>().expect("a constant prefix"), *why));
     let around = ranges().find(|(range, _)| range.contains(prefix));
     around.or_else(|| ranges().find(|(range, _)| prefix.contains(range)))
 }

@@ -68,7 +68,8 @@ pub fn read_part(kind: Kind, field: &Field<'_>, balancer: &mut Balancer, report:
         Kind::Pool => "backendAddressPools",
         _ => "outboundRules",
     };
-    let name = field.json.get("name").and_then(|name| name.scalar()).map(|name| render(&name)).unwrap_or_default();
+    let name =
+        field.json.get("name").and_then(|name| name.scalar()).map(|name| render(&name)).unwrap_or_default();
     let named = balancer.named.part(type_name, name.rsplit('/').next().unwrap_or_default(), &field.place);
     if kind == Kind::BalancerPart {
         let title = format!("{}/{name}", balancer.named.title);
@@ -85,11 +86,26 @@ pub fn read_part(kind: Kind, field: &Field<'_>, balancer: &mut Balancer, report:
             let (place, title) = (object.place.clone(), object.title.clone());
             object.finish(&["frontend"], report);
             if inside {
-                let why = "a frontend inside a network needs load balancing rules, which are not available yet";
-                report.add(Level::Warning, &place, &title, "subnet", why, "let the guests speak to each other directly");
+                let why =
+                    "a frontend inside a network needs load balancing rules, which are not available yet";
+                report.add(
+                    Level::Warning,
+                    &place,
+                    &title,
+                    "subnet",
+                    why,
+                    "let the guests speak to each other directly",
+                );
             } else if public.is_none() && prefix.is_none() {
                 let why = "the frontend names no public address";
-                report.add(Level::Warning, &place, &title, "publicIPAddress", why, "add the frontend to the policy by hand");
+                report.add(
+                    Level::Warning,
+                    &place,
+                    &title,
+                    "publicIPAddress",
+                    why,
+                    "add the frontend to the policy by hand",
+                );
             } else {
                 balancer.frontends.push(Frontend { named, public, prefix });
             }
@@ -123,17 +139,38 @@ fn read_rule(mut object: Object<'_>, named: Named, report: &mut Report) -> Optio
     if let Some(odd) = ports.filter(|ports| ports % 8 != 0) {
         ports = Some((odd - odd % 8).max(8));
         let why = format!("{odd} is not a multiple of 8");
-        report.add(Level::Note, &object.place, &named.title, "allocatedOutboundPorts", why, "see whether it is enough");
+        report.add(
+            Level::Note,
+            &object.place,
+            &named.title,
+            "allocatedOutboundPorts",
+            why,
+            "see whether it is enough",
+        );
     }
     if object.flag("enableTcpReset", report) == Some(true) {
         let why = "idle flows end silently here";
-        report.add(Level::Warning, &object.place, &named.title, "enableTcpReset", why, "let the guests use keep-alives");
+        report.add(
+            Level::Warning,
+            &object.place,
+            &named.title,
+            "enableTcpReset",
+            why,
+            "let the guests use keep-alives",
+        );
     }
     let place = object.place.clone();
     object.finish(&["outboundRule"], report);
     let Some(protocol) = protocol else {
         let why = "the rule names no protocol of Tcp, Udp and All";
-        report.add(Level::Warning, &place, &named.title, "protocol", why, "add the rule to the policy by hand");
+        report.add(
+            Level::Warning,
+            &place,
+            &named.title,
+            "protocol",
+            why,
+            "add the rule to the policy by hand",
+        );
         return None;
     };
     Some(Rule { named, frontends, pool, protocol, ports, idle_minutes })

@@ -93,7 +93,10 @@ fn walk<'j>(
     } else if let Some(resolved) = object.take("resource_resolved") {
         walk(resolved.json, &resolved.place, None, found, report);
         object.finish(&["quickstart"], report);
-    } else if json.get("type").and_then(Json::text).is_some_and(|kind| kind.eq_ignore_ascii_case("Microsoft.Resources/deployments"))
+    } else if json
+        .get("type")
+        .and_then(Json::text)
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("Microsoft.Resources/deployments"))
         && let Some(template) = object.take("template")
     {
         walk(template.json, &template.place, None, found, report);
@@ -111,8 +114,14 @@ fn walk<'j>(
     } else {
         let kind = json.get("type").and_then(Json::text).unwrap_or("");
         let (why, action) = match kind {
-            "" => ("not a resource of a kind that Portcullis knows".to_owned(), "import the resources it is about"),
-            _ => (format!("Portcullis has nothing for resources of type {kind}"), "see whether the guests need it"),
+            "" => (
+                "not a resource of a kind that Portcullis knows".to_owned(),
+                "import the resources it is about",
+            ),
+            _ => (
+                format!("Portcullis has nothing for resources of type {kind}"),
+                "see whether the guests need it",
+            ),
         };
         report.add(Level::Warning, place, "document", "", why, action);
     }
@@ -122,13 +131,22 @@ fn walk<'j>(
 fn answers<'j>(responses: &Field<'j>, found: &mut Vec<Found<'j>>, report: &mut Report) {
     let Json::Map(entries) = responses.json else {
         let why = format!("expected an object, found {}", responses.json.kind());
-        report.add(Level::Warning, &responses.place, "document", "responses", why, "import the answer itself");
+        report.add(
+            Level::Warning,
+            &responses.place,
+            "document",
+            "responses",
+            why,
+            "import the answer itself",
+        );
         return;
     };
     let mut read = false;
     for (code, answer) in entries {
         let place = responses.place.key(code);
-        let Some(mut answer) = Object::open(answer, &place, "response", Level::Warning, report) else { continue };
+        let Some(mut answer) = Object::open(answer, &place, "response", Level::Warning, report) else {
+            continue;
+        };
         if let Some(body) = answer.take("body") {
             match read {
                 true => report.ignore(&body.place, "the same resource, answered with another status code"),
@@ -160,7 +178,14 @@ fn children<'j>(
         }
         other => {
             let why = format!("expected a list of resources, found {}", other.kind());
-            report.add(Level::Warning, &resources.place, "document", "resources", why, "import what is deployed");
+            report.add(
+                Level::Warning,
+                &resources.place,
+                "document",
+                "resources",
+                why,
+                "import what is deployed",
+            );
         }
     }
 }
@@ -197,7 +222,11 @@ fn resource<'j>(
         let full = format!("Microsoft.Network/{kind_path}");
         children(&Field { json: nested, place: place_of }, Some((&id, &full)), found, report);
     }
-    let name = if name.is_empty() { id.name().to_owned() } else { name.rsplit('/').next().unwrap_or_default().to_owned() };
+    let name = if name.is_empty() {
+        id.name().to_owned()
+    } else {
+        name.rsplit('/').next().unwrap_or_default().to_owned()
+    };
     found.push(Found { kind, id, name, json, place: place.clone(), identified });
 }
 
@@ -217,7 +246,9 @@ fn declared(json: &Json, parent: Option<&str>) -> Option<Kind> {
         if full == "microsoft.network/loadbalancers/inboundnatpools" {
             return Some(Kind::BalancerPart);
         }
-        if let Some(kind) = strip(&full).or_else(|| nested.as_deref().and_then(strip)).as_deref().and_then(known) {
+        if let Some(kind) =
+            strip(&full).or_else(|| nested.as_deref().and_then(strip)).as_deref().and_then(known)
+        {
             return Some(kind);
         }
         // A type that is something else's is believed, not guessed around.
@@ -234,10 +265,14 @@ fn declared(json: &Json, parent: Option<&str>) -> Option<Kind> {
 
 /// By what it has, where neither type nor id says it.
 fn guess(json: &Json) -> Option<Kind> {
-    if json.get("type").is_some() || json.get("id").and_then(Json::text).is_some_and(|id| id.contains("/providers/")) {
+    if json.get("type").is_some()
+        || json.get("id").and_then(Json::text).is_some_and(|id| id.contains("/providers/"))
+    {
         return None;
     }
-    let has = |name: &str| json.get(name).is_some() || json.get("properties").is_some_and(|p| p.get(name).is_some());
+    let has = |name: &str| {
+        json.get(name).is_some() || json.get("properties").is_some_and(|p| p.get(name).is_some())
+    };
     let kind = if has("securityRules") || has("defaultSecurityRules") {
         Kind::Group
     } else if has("addressSpace") {

@@ -66,6 +66,8 @@ pub struct Subnet {
 
 #[derive(Debug)]
 pub struct Interface {
+    /// Which interface of the input this is: its file and path; empty for one that is made up.
+    pub source: String,
     pub name: String,
     pub device: String,
     pub mac: Option<String>,
@@ -76,6 +78,8 @@ pub struct Interface {
 
 #[derive(Debug)]
 pub struct Configuration {
+    /// Which ip configuration of the input this is, as for the interface.
+    pub source: String,
     pub name: String,
     /// `network/subnet`.
     pub subnet: String,

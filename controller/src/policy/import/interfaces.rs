@@ -39,7 +39,14 @@ pub fn read(field: &Field<'_>, mut named: Named, report: &mut Report) -> Option<
         Ok(_) => Some(text),
         Err(complaint) => {
             let why = format!("{}; it is learned from the guest instead", complaint.message);
-            report.add(Level::Note, &place, &named.title, "macAddress", why, "write the guest's own address if you know it");
+            report.add(
+                Level::Note,
+                &place,
+                &named.title,
+                "macAddress",
+                why,
+                "write the guest's own address if you know it",
+            );
             None
         }
     });
@@ -65,7 +72,8 @@ fn read_configuration(field: &Field<'_>, interface: &Named, report: &mut Report)
         }
     }
     let version = object.take("privateIPAddressVersion");
-    let v6 = version.and_then(|field| field.json.scalar()).is_some_and(|text| text.eq_ignore_ascii_case("IPv6"));
+    let v6 =
+        version.and_then(|field| field.json.scalar()).is_some_and(|text| text.eq_ignore_ascii_case("IPv6"));
     let public = object.reference("publicIPAddress", Level::Warning, report);
     // A Deny rule may be meant for the members of the group.
     let application_groups = object.references("applicationSecurityGroups", Level::Error, report);

@@ -27,7 +27,8 @@ impl Id {
         let provider = segments.iter().rposition(|segment| segment.eq_ignore_ascii_case("providers"));
         let (scope, pairs) = match provider {
             Some(at) => {
-                let value = |word| find(word).and_then(|at| segments.get(at + 1)).map(|text| text.to_lowercase());
+                let value =
+                    |word| find(word).and_then(|at| segments.get(at + 1)).map(|text| text.to_lowercase());
                 let scope = match (value("subscriptions"), value("resourcegroups")) {
                     (Some(subscription), Some(group)) => Some(format!("{subscription}/{group}")),
                     _ => None,
@@ -84,8 +85,13 @@ impl Id {
         };
         let shorter = self.types.len().min(other.types.len());
         // After an unresolved expression only the end of the id is known.
-        let ends = |list: &[String]| list[list.len() - shorter..].iter().map(|s| s.to_lowercase()).collect::<Vec<_>>();
-        scopes && shorter > 0 && ends(&self.types) == ends(&other.types) && ends(&self.names) == ends(&other.names)
+        let ends = |list: &[String]| {
+            list[list.len() - shorter..].iter().map(|s| s.to_lowercase()).collect::<Vec<_>>()
+        };
+        scopes
+            && shorter > 0
+            && ends(&self.types) == ends(&other.types)
+            && ends(&self.names) == ends(&other.names)
     }
 
     /// How a report calls it.
@@ -293,7 +299,9 @@ const MAX_DEVICE: usize = 15;
 impl Devices {
     /// The prefix and as much of the name as fits.
     pub fn take(&mut self, prefix: &str, name: &str) -> String {
-        let clean = |text: &str| text.chars().filter(|c| c.is_ascii_graphic() && !"/:%".contains(*c)).collect::<String>();
+        let clean = |text: &str| {
+            text.chars().filter(|c| c.is_ascii_graphic() && !"/:%".contains(*c)).collect::<String>()
+        };
         let whole = clean(&format!("{prefix}{name}"));
         let cut = whole[..whole.len().min(MAX_DEVICE)].to_owned();
         let next = self.next.entry(cut.clone()).or_insert(2);
@@ -314,11 +322,19 @@ mod tests {
 
     #[test]
     fn ids_are_read_whole_or_from_behind_an_expression() {
-        let id = Id::parse("/subscriptions/S/resourceGroups/RG/providers/Microsoft.Network/virtualNetworks/V/subnets/web");
+        let id = Id::parse(
+            "/subscriptions/S/resourceGroups/RG/providers/Microsoft.Network/virtualNetworks/V/subnets/web",
+        );
         assert_eq!(id.scope.as_deref(), Some("s/rg"));
-        assert_eq!((id.types.as_slice(), id.name()), (&["virtualnetworks".to_owned(), "subnets".to_owned()][..], "web"));
+        assert_eq!(
+            (id.types.as_slice(), id.name()),
+            (&["virtualnetworks".to_owned(), "subnets".to_owned()][..], "web")
+        );
         let behind = Id::parse(&render("[concat(variables('lbID'), '/frontendIPConfigurations/fe')]"));
-        assert_eq!((behind.types.as_slice(), behind.name()), (&["frontendipconfigurations".to_owned()][..], "fe"));
+        assert_eq!(
+            (behind.types.as_slice(), behind.name()),
+            (&["frontendipconfigurations".to_owned()][..], "fe")
+        );
         assert!(behind.same(&Id::of("Microsoft.Network/loadBalancers/frontendIPConfigurations", "lb/FE")));
         assert!(Id::parse("[parameters('subnetId')]").types.is_empty());
         assert!(!Id::default().same(&Id::default()));
@@ -326,7 +342,8 @@ mod tests {
 
     #[test]
     fn an_expression_that_cannot_be_resolved_still_names_the_same_resource_everywhere() {
-        let reference = Id::parse(&render("[resourceId('Microsoft.Network/networkSecurityGroups', variables( 'nsg' ))]"));
+        let reference =
+            Id::parse(&render("[resourceId('Microsoft.Network/networkSecurityGroups', variables( 'nsg' ))]"));
         let resource = Id::of("Microsoft.Network/networkSecurityGroups", &render("[variables('nsg')]"));
         assert!(reference.same(&resource), "{reference:?} {resource:?}");
         assert_eq!(render("[concat('a', format('{0}/{1}', 'b', 'it''s'))]"), "ab/it's");

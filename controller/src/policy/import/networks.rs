@@ -60,14 +60,16 @@ pub fn read(field: &Field<'_>, named: Named, report: &mut Report) -> Option<Netw
     let mut object = open(field, &named.title, report)?;
     let mut network = Network { given: true, ..Network::unknown(named) };
     if let Some(space) = object.take("addressSpace")
-        && let Some(mut inner) = Object::open(space.json, &space.place, &network.named.title, Level::Warning, report)
+        && let Some(mut inner) =
+            Object::open(space.json, &space.place, &network.named.title, Level::Warning, report)
     {
         network.space = prefixes(&mut inner, &["addressPrefixes"], Level::Warning, report);
         inner.finish(&["network"], report);
     }
-    for (list, kind, type_name) in
-        [("subnets", Kind::Subnet, "subnets"), ("virtualNetworkPeerings", Kind::Peering, "virtualNetworkPeerings")]
-    {
+    for (list, kind, type_name) in [
+        ("subnets", Kind::Subnet, "subnets"),
+        ("virtualNetworkPeerings", Kind::Peering, "virtualNetworkPeerings"),
+    ] {
         for item in object.list(list, Level::Error, report) {
             let name = item.json.get("name").and_then(|name| name.scalar()).unwrap_or_default();
             let part = network.named.part(type_name, &render(&name), &item.place);
@@ -106,11 +108,25 @@ pub fn read_part(kind: Kind, field: &Field<'_>, network: &mut Network, named: Na
     object.finish(&["peering"], report);
     match (stops, remote) {
         (Some((property, why)), _) => {
-            report.add(Level::Warning, &place, &title, property, why, "peer the networks in the policy if they should be");
+            report.add(
+                Level::Warning,
+                &place,
+                &title,
+                property,
+                why,
+                "peer the networks in the policy if they should be",
+            );
         }
         (None, Some(remote)) => network.peerings.push(Peering { named, remote }),
         (None, None) => {
-            report.add(Level::Warning, &place, &title, "remoteVirtualNetwork", "the peering names no network", "name it in the policy");
+            report.add(
+                Level::Warning,
+                &place,
+                &title,
+                "remoteVirtualNetwork",
+                "the peering names no network",
+                "name it in the policy",
+            );
         }
     }
 }
@@ -137,7 +153,8 @@ pub fn read_route(field: &Field<'_>, table: &Named, report: &mut Report) -> Opti
     let named = table.part("routes", render(&name).rsplit('/').next().unwrap_or_default(), &field.place);
     let mut object = open(field, &named.title, report)?;
     let hop_text = object.scalar("nextHopType", report);
-    let hop = hop_text.as_ref().and_then(|(text, _)| HOPS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)));
+    let hop =
+        hop_text.as_ref().and_then(|(text, _)| HOPS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)));
     let hop = hop.map(|(_, word)| *word);
     let level = if matches!(hop, Some("Internet" | "VnetLocal")) { Level::Warning } else { Level::Error };
     let given = object.take("nextHopIpAddress");
@@ -161,7 +178,12 @@ pub fn read_route(field: &Field<'_>, table: &Named, report: &mut Report) -> Opti
 }
 
 /// All prefixes of some properties; those that cannot be read are reported at `level`.
-pub fn prefixes(object: &mut Object<'_>, properties: &[&str], level: Level, report: &mut Report) -> Vec<IpNet> {
+pub fn prefixes(
+    object: &mut Object<'_>,
+    properties: &[&str],
+    level: Level,
+    report: &mut Report,
+) -> Vec<IpNet> {
     let mut nets = Vec::new();
     for property in properties {
         let Some(field) = object.take(property) else { continue };
@@ -179,8 +201,16 @@ pub fn prefixes(object: &mut Object<'_>, properties: &[&str], level: Level, repo
             match net {
                 Ok(net) => {
                     if net.addr() != net.network() {
-                        let why = format!("{text} has bits set behind its length: written as {}", net.trunc());
-                        report.add(Level::Note, &item.place, &object.title, property, why, "see whether that is what is meant");
+                        let why =
+                            format!("{text} has bits set behind its length: written as {}", net.trunc());
+                        report.add(
+                            Level::Note,
+                            &item.place,
+                            &object.title,
+                            property,
+                            why,
+                            "see whether that is what is meant",
+                        );
                     }
                     nets.push(net.trunc());
                 }

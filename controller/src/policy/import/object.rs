@@ -29,7 +29,13 @@ pub struct Object<'j> {
 
 impl<'j> Object<'j> {
     /// Opens an object; anything else is reported and nothing.
-    pub fn open(json: &'j Json, place: &Place, title: &str, level: Level, report: &mut Report) -> Option<Self> {
+    pub fn open(
+        json: &'j Json,
+        place: &Place,
+        title: &str,
+        level: Level,
+        report: &mut Report,
+    ) -> Option<Self> {
         let Json::Map(entries) = json else {
             let why = format!("expected an object, found {}", json.kind());
             report.add(level, place, title, "", why, "export the resource itself, with its values filled in");
@@ -39,7 +45,9 @@ impl<'j> Object<'j> {
         let mut nested: &[(String, Json)] = &[];
         for (key, value) in entries {
             match value {
-                Json::Map(inner) if key.eq_ignore_ascii_case("properties") && nested.is_empty() => nested = inner,
+                Json::Map(inner) if key.eq_ignore_ascii_case("properties") && nested.is_empty() => {
+                    nested = inner
+                }
                 _ => fields.push((key.as_str(), value, false, false)),
             }
         }
@@ -53,9 +61,10 @@ impl<'j> Object<'j> {
 
     /// Takes a property, in whatever case it is written. Empty ones count as absent.
     pub fn take(&mut self, name: &str) -> Option<Field<'j>> {
-        let at = self.fields.iter().position(|(key, json, _, taken)| {
-            !taken && key.eq_ignore_ascii_case(name) && !json.is_empty()
-        })?;
+        let at = self
+            .fields
+            .iter()
+            .position(|(key, json, _, taken)| !taken && key.eq_ignore_ascii_case(name) && !json.is_empty())?;
         let (key, json, nested, taken) = &mut self.fields[at];
         *taken = true;
         let (key, json, nested) = (*key, *json, *nested);
@@ -91,9 +100,11 @@ impl<'j> Object<'j> {
     pub fn list(&mut self, name: &str, level: Level, report: &mut Report) -> Vec<Field<'j>> {
         let Some(field) = self.take(name) else { return Vec::new() };
         match field.json {
-            Json::List(items) => {
-                items.iter().enumerate().map(|(at, json)| Field { json, place: field.place.index(at) }).collect()
-            }
+            Json::List(items) => items
+                .iter()
+                .enumerate()
+                .map(|(at, json)| Field { json, place: field.place.index(at) })
+                .collect(),
             _ => {
                 self.wrong(&field, name, "a list", level, report);
                 Vec::new()
@@ -128,7 +139,14 @@ impl<'j> Object<'j> {
             Some(text) => Some(Reference { id: Id::parse(&render(text)), place: field.place.clone() }),
             None => {
                 let why = "a reference without an `id`";
-                report.add(level, &field.place, &self.title, name, why, "name the resource in the policy by hand");
+                report.add(
+                    level,
+                    &field.place,
+                    &self.title,
+                    name,
+                    why,
+                    "name the resource in the policy by hand",
+                );
                 None
             }
         }
@@ -149,7 +167,9 @@ impl<'j> Object<'j> {
             let place = self.place_of(key, *nested);
             match verdict(kinds, key, json) {
                 Verdict::Ignore(why) => report.ignore(&place, why),
-                Verdict::Report(level, why, action) => report.add(level, &place, &self.title, key, why, action),
+                Verdict::Report(level, why, action) => {
+                    report.add(level, &place, &self.title, key, why, action)
+                }
             }
         }
     }

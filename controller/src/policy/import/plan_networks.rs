@@ -1,6 +1,6 @@
 //! Virtual networks and subnets of the policy: prefixes that fit into each other, made up where the input has none.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -10,7 +10,7 @@ use super::names::{Id, Index, Unique};
 use super::networks::Network;
 use super::report::{Level, Place, Report};
 use crate::policy::network::default_gateway;
-use crate::policy::prefixes::FORBIDDEN;
+use crate::policy::{prefixes, subnets};
 
 /// What is made up where the input has no address space.
 const MADE_UP: &str = "10.255.0.0/16";
@@ -26,6 +26,8 @@ pub struct Networks {
     pub names: Unique,
     subnet_names: Vec<Unique>,
     used: HashSet<(usize, IpAddr)>,
+    /// Where to go on looking for a free address: (subnet, prefix) to offset.
+    next: HashMap<(usize, IpNet), u32>,
 }
 
 /// A subnet to be added.
@@ -51,22 +53,50 @@ impl Networks {
         let mut space: Vec<IpNet> = Vec::new();
         for prefix in &network.space {
             if let Some(why) = forbidden(prefix) {
-                let why = format!("{prefix} is {why} and cannot be in a virtual network");
-                report.add(Level::Warning, &named.place, &named.title, "addressSpace", why, "choose another prefix");
+                let why = format!("{prefix} is {why}, which no virtual network can have");
+                report.add(
+                    Level::Warning,
+                    &named.place,
+                    &named.title,
+                    "addressSpace",
+                    why,
+                    "choose another prefix",
+                );
             } else if let Some(other) = space.iter().find(|other| overlap(other, prefix)) {
                 let why = format!("{prefix} overlaps {other}");
-                report.add(Level::Note, &named.place, &named.title, "addressSpace", why, "none needed if one is inside the other");
+                report.add(
+                    Level::Note,
+                    &named.place,
+                    &named.title,
+                    "addressSpace",
+                    why,
+                    "none needed if one is inside the other",
+                );
             } else {
                 space.push(*prefix);
             }
         }
         self.ids.add(&named.id);
-        let comment = (!network.given).then(|| "REPLACE: this network is not in the input, its address space is made up".to_owned());
+        let comment = (!network.given)
+            .then(|| "REPLACE: this network is not in the input, its address space is made up".to_owned());
         if !network.given {
             let why = "the network is not in the input; its address space is made up";
-            report.add(Level::Note, &named.place, &named.title, "addressSpace", why, "import the network too, or write its address space");
+            report.add(
+                Level::Note,
+                &named.place,
+                &named.title,
+                "addressSpace",
+                why,
+                "import the network too, or write its address space",
+            );
         }
-        self.networks.push(draft::Network { name, space, peerings: Vec::new(), subnets: Vec::new(), comment });
+        self.networks.push(draft::Network {
+            name,
+            space,
+            peerings: Vec::new(),
+            subnets: Vec::new(),
+            comment,
+        });
         self.subnet_names.push(Unique::default());
         self.networks.len() - 1
     }
@@ -78,21 +108,28 @@ impl Networks {
         for prefix in wanted.prefixes {
             let too_long = match prefix {
                 IpNet::V4(net) => net.prefix_len() > 30,
-                IpNet::V6(net) => net.prefix_len() > 126,
+                IpNet::V6(net) => !(48..=126).contains(&net.prefix_len()),
             };
             let taken = self.networks[network].subnets.iter().flat_map(|s| &s.prefixes).chain(&prefixes);
             let taken = taken.copied().find(|other| overlap(other, &prefix));
             let why = if let Some(why) = forbidden(&prefix) {
-                format!("{prefix} is {why} and cannot be in a virtual network")
+                format!("{prefix} is {why}, which no virtual network can have")
             } else if too_long {
-                format!("{prefix} has no room for a gateway and a guest")
+                format!("{prefix} is too small or too large for a subnet")
             } else if let Some(other) = taken {
                 format!("{prefix} overlaps {other}, which another subnet of the network has")
             } else {
                 prefixes.push(prefix);
                 continue;
             };
-            report.add(loss, wanted.place, wanted.title, "addressPrefix", why, "give the subnet a prefix of its own");
+            report.add(
+                loss,
+                wanted.place,
+                wanted.title,
+                "addressPrefix",
+                why,
+                "give the subnet a prefix of its own",
+            );
         }
         let mut comment = wanted.comment;
         if prefixes.is_empty() {
@@ -103,7 +140,14 @@ impl Networks {
             };
             if comment.is_none() {
                 let why = format!("the subnet has no usable prefix in the input; {prefix} is made up");
-                report.add(Level::Note, wanted.place, wanted.title, "addressPrefix", why, "write the right one");
+                report.add(
+                    Level::Note,
+                    wanted.place,
+                    wanted.title,
+                    "addressPrefix",
+                    why,
+                    "write the right one",
+                );
             }
             comment.get_or_insert_with(|| "REPLACE: the prefix is made up".to_owned());
             prefixes.push(prefix);
@@ -114,7 +158,14 @@ impl Networks {
                 continue;
             }
             let why = format!("{prefix} was added to the address space");
-            report.add(Level::Note, wanted.place, wanted.title, "addressPrefix", why, "see whether the network is complete");
+            report.add(
+                Level::Note,
+                wanted.place,
+                wanted.title,
+                "addressPrefix",
+                why,
+                "see whether the network is complete",
+            );
             space.retain(|part| !overlap(part, prefix));
             space.push(*prefix);
         }
@@ -137,7 +188,9 @@ impl Networks {
         if !network.space.iter().any(|part| part.addr().is_ipv4()) {
             network.space.push(MADE_UP.parse().ok()?);
         }
-        let free = |prefix: &IpNet| network.subnets.iter().flat_map(|s| &s.prefixes).all(|other| !overlap(other, prefix));
+        let free = |prefix: &IpNet| {
+            network.subnets.iter().flat_map(|s| &s.prefixes).all(|other| !overlap(other, prefix))
+        };
         for part in &network.space {
             let IpNet::V4(part) = part else { continue };
             for length in [24, 28, 30] {
@@ -177,16 +230,22 @@ impl Networks {
     pub fn allocate(&mut self, subnet: usize, v6: bool) -> Option<IpAddr> {
         let (network, at) = self.subnets[subnet];
         let prefixes: Vec<IpNet> = self.networks[network].subnets[at].prefixes.clone();
-        for prefix in prefixes.iter().filter(|prefix| prefix.addr().is_ipv6() == v6) {
-            for offset in (4..4 + (1 << 17)).chain(0..4) {
+        for prefix in prefixes.into_iter().filter(|prefix| prefix.addr().is_ipv6() == v6) {
+            let next = self.next.entry((subnet, prefix)).or_insert(4);
+            for offset in (*next..*next + (1 << 16)).chain(1..4) {
                 let address = match prefix {
-                    IpNet::V4(net) => IpAddr::V4(Ipv4Addr::from(u32::from(net.network()).saturating_add(offset))),
-                    IpNet::V6(net) => IpAddr::V6(Ipv6Addr::from(u128::from(net.network()) + u128::from(offset))),
+                    IpNet::V4(net) => {
+                        IpAddr::V4(Ipv4Addr::from(u32::from(net.network()).saturating_add(offset)))
+                    }
+                    IpNet::V6(net) => IpAddr::V6(Ipv6Addr::from(
+                        u128::from(net.network()).saturating_add(u128::from(offset)),
+                    )),
                 };
-                if !prefix.contains(&address) {
-                    if offset >= 4 { continue } else { break }
-                }
-                if !reserved(prefix, address) && self.used.insert((network, address)) {
+                if prefix.contains(&address)
+                    && !reserved(&prefix, address)
+                    && self.used.insert((network, address))
+                {
+                    *next = (*next).max(offset + 1);
                     return Some(address);
                 }
             }
@@ -203,7 +262,10 @@ impl Networks {
 /// The prefix that a subnet needs to hold these addresses.
 pub fn prefix_around(addresses: &[IpAddr]) -> Vec<IpNet> {
     let mut prefixes = Vec::new();
-    let v4: Vec<u32> = addresses.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(u32::from(*a)) } else { None }).collect();
+    let v4: Vec<u32> = addresses
+        .iter()
+        .filter_map(|a| if let IpAddr::V4(a) = a { Some(u32::from(*a)) } else { None })
+        .collect();
     if let Some(first) = v4.first() {
         let same = v4.iter().map(|other| (first ^ other).leading_zeros()).min().unwrap_or(24) as u8;
         // Addresses all over the place are no subnet: the first one's is taken, the others get new ones.
@@ -217,18 +279,12 @@ pub fn prefix_around(addresses: &[IpAddr]) -> Vec<IpNet> {
 }
 
 fn reserved(prefix: &IpNet, address: IpAddr) -> bool {
-    address == prefix.network()
-        || (prefix.addr().is_ipv4() && address == prefix.broadcast())
-        || default_gateway(prefix) == Some(address)
+    subnets::reserved(prefix, address).is_some() || default_gateway(prefix) == Some(address)
 }
 
 /// Why no virtual network may have this prefix.
-pub fn forbidden(prefix: &IpNet) -> Option<&'static str> {
-    let hit = |range: &str| range.parse::<IpNet>().is_ok_and(|range| overlap(&range, prefix));
-    FORBIDDEN.iter().find(|(range, _)| hit(range)).map(|(_, why)| *why).or_else(|| {
-        let v6 = [("::/8", "unspecified or mapped"), ("fe80::/10", "link-local"), ("ff00::/8", "multicast")];
-        v6.iter().find(|(range, _)| hit(range)).map(|(_, why)| *why)
-    })
+fn forbidden(prefix: &IpNet) -> Option<String> {
+    prefixes::forbidden(prefix).map(|(range, why)| format!("in {range} ({why})"))
 }
 
 pub fn overlap(a: &IpNet, b: &IpNet) -> bool {

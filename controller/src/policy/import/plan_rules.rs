@@ -20,11 +20,8 @@ const BUILT_IN: &[&str] = &[
     "AzurePlatformLKM",
 ];
 /// Their names in the classic deployment model.
-const CLASSIC: &[(&str, &str)] = &[
-    ("VIRTUAL_NETWORK", "VirtualNetwork"),
-    ("AZURE_LOADBALANCER", "AzureLoadBalancer"),
-    ("INTERNET", "Internet"),
-];
+const CLASSIC: &[(&str, &str)] =
+    &[("VIRTUAL_NETWORK", "VirtualNetwork"), ("AZURE_LOADBALANCER", "AzureLoadBalancer")];
 
 /// Application security groups that one rule may name on one side.
 const MAX_GROUPS: usize = 10;
@@ -77,7 +74,14 @@ fn place(rules: Vec<(&Rule, Vec<draft::Rule>)>, planned: &mut Vec<draft::Rule>, 
         at += 1;
         while let Some((other, more)) = rules.next_if(|(other, _)| other.priority == priority) {
             let why = format!("`{}` has the same priority and direction; it comes first here", rule.name);
-            report.add(Level::Note, &other.place, &other.title, "priority", why, "see whether that is the order you want");
+            report.add(
+                Level::Note,
+                &other.place,
+                &other.title,
+                "priority",
+                why,
+                "see whether that is the order you want",
+            );
             all.extend(more.into_iter().map(|piece| (other, piece)));
             at += 1;
         }
@@ -87,12 +91,26 @@ fn place(rules: Vec<(&Rule, Vec<draft::Rule>)>, planned: &mut Vec<draft::Rule>, 
         for (offset, (rule, mut piece)) in (start..).zip(all) {
             if offset >= next {
                 let why = format!("no priority is free before {next} for this part of the rule");
-                report.add(rule.loss(), &rule.place, &rule.title, "priority", why, "move the rules behind it and add it");
+                report.add(
+                    rule.loss(),
+                    &rule.place,
+                    &rule.title,
+                    "priority",
+                    why,
+                    "move the rules behind it and add it",
+                );
                 continue;
             }
             if offset != priority {
                 let why = format!("`{}` has priority {offset} here", piece.name);
-                report.add(Level::Note, &rule.place, &rule.title, "priority", why, "none needed: the order is the same");
+                report.add(
+                    Level::Note,
+                    &rule.place,
+                    &rule.title,
+                    "priority",
+                    why,
+                    "none needed: the order is the same",
+                );
             }
             piece.priority = offset;
             free = offset + 1;
@@ -135,7 +153,14 @@ fn pieces(
     }
     if pieces.len() > 1 {
         let why = format!("written as {} rules: one family and one tag on each side of a rule", pieces.len());
-        report.add(Level::Note, &rule.place, &rule.title, "", why, "none needed: together they match the same");
+        report.add(
+            Level::Note,
+            &rule.place,
+            &rule.title,
+            "",
+            why,
+            "none needed: together they match the same",
+        );
     }
     if pieces.is_empty() {
         let why = match rule.access {
@@ -153,21 +178,26 @@ fn parts(terms: &[Term], rule: &Rule, side: &str, names: &Names<'_>, report: &mu
     if terms.iter().any(|term| matches!(term, Term::Any)) {
         return vec![whole("*")];
     }
-    let (mut v4, mut v6, mut tags, mut groups) = (Vec::new(), Vec::new(), Vec::<String>::new(), Vec::<String>::new());
+    let (mut v4, mut v6, mut tags, mut groups) =
+        (Vec::new(), Vec::new(), Vec::<String>::new(), Vec::<String>::new());
     for term in terms {
         match term {
             Term::Any => {}
             Term::Net(net) => {
-                let text = if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() };
+                let text = if net.prefix_len() == net.max_prefix_len() {
+                    net.addr().to_string()
+                } else {
+                    net.to_string()
+                };
                 let list = if net.addr().is_ipv4() { &mut v4 } else { &mut v6 };
                 list.push(text);
             }
-            Term::Tag(tag, place) => match known_tag(tag, names) {
-                Some(tag) if tags.contains(&tag) => {}
-                Some(tag) => tags.push(tag),
-                None => {
-                    let why = format!("service tag `{tag}` is not built in, and no tag list has it");
-                    let action = "import again with `--service-tags` and Azure's published file, or with a tag list";
+            Term::Tag(tag, place) => match known_tag(tag, rule, side, names) {
+                Ok(tag) if tags.contains(&tag) => {}
+                Ok(tag) => tags.push(tag),
+                Err(why) => {
+                    let action =
+                        "import again with `--service-tags` and Azure's published file, or with a tag list";
                     report.add(rule.loss(), place, &rule.title, &format!("{side}AddressPrefix"), why, action);
                 }
             },
@@ -179,14 +209,23 @@ fn parts(terms: &[Term], rule: &Rule, side: &str, names: &Names<'_>, report: &mu
                     None => {
                         let why = format!("it is not clear which group {} is", reference.id.title());
                         let property = format!("{side}ApplicationSecurityGroups");
-                        report.add(rule.loss(), &reference.place, &rule.title, &property, why, "name it in the policy");
+                        report.add(
+                            rule.loss(),
+                            &reference.place,
+                            &rule.title,
+                            &property,
+                            why,
+                            "name it in the policy",
+                        );
                     }
                 }
             }
         }
     }
-    let mut parts: Vec<Part> =
-        groups.chunks(MAX_GROUPS).map(|chunk| Part { side: Side::Groups(chunk.to_vec()), v6: None }).collect();
+    let mut parts: Vec<Part> = groups
+        .chunks(MAX_GROUPS)
+        .map(|chunk| Part { side: Side::Groups(chunk.to_vec()), v6: None })
+        .collect();
     let mut tags = tags.into_iter();
     for (mut list, family) in [(v4, false), (v6, true)] {
         if list.is_empty() {
@@ -207,12 +246,26 @@ fn dedup(list: Vec<String>) -> Vec<String> {
     list.into_iter().filter(|text| seen.insert(text.clone())).collect()
 }
 
-/// The tag's name as the policy knows it.
-fn known_tag(tag: &str, names: &Names<'_>) -> Option<String> {
-    let built_in = BUILT_IN.iter().find(|known| known.eq_ignore_ascii_case(tag));
-    let classic = CLASSIC.iter().find(|(old, _)| old.eq_ignore_ascii_case(tag)).map(|(_, new)| new);
-    match built_in.or(classic) {
-        Some(name) => Some((*name).to_owned()),
-        None => names.tags.get(&tag.to_lowercase()).cloned(),
+/// The name of a tag that every policy has.
+pub fn built_in(tag: &str) -> Option<&'static str> {
+    let own = BUILT_IN.iter().find(|known| known.eq_ignore_ascii_case(tag)).copied();
+    own.or_else(|| CLASSIC.iter().find(|(old, _)| old.eq_ignore_ascii_case(tag)).map(|(_, new)| *new))
+}
+
+/// The tag's name as the policy knows it; why not otherwise.
+fn known_tag(tag: &str, rule: &Rule, side: &str, names: &Names<'_>) -> Result<String, String> {
+    match built_in(tag) {
+        Some(name)
+            if name.starts_with("AzurePlatform")
+                && (side == "source" || rule.direction == Direction::Inbound) =>
+        {
+            Err(format!("service tag `{tag}` can only be the destination of an outbound rule"))
+        }
+        Some(name) => Ok(name.to_owned()),
+        None => names
+            .tags
+            .get(&tag.to_lowercase())
+            .cloned()
+            .ok_or_else(|| format!("service tag `{tag}` is not built in, and no tag list has it")),
     }
 }

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::networks;
 use super::object::Field;
 use super::report::{Level, Report};
 use super::sources::{Named, open};
-use super::networks;
 
 #[derive(Debug)]
 pub struct Public {

@@ -35,6 +35,16 @@ pub struct Place {
 }
 
 impl Place {
+    /// Something that the input does not have.
+    pub fn nowhere() -> Self {
+        Self { file: "".into(), path: String::new() }
+    }
+
+    /// Which place this is, over all files.
+    pub fn id(&self) -> String {
+        format!("{}\0{}", self.file, self.path)
+    }
+
     pub fn key(&self, key: &str) -> Self {
         let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
             && !key.starts_with(|c: char| c.is_ascii_digit())

@@ -80,7 +80,8 @@ pub fn read(field: &Field<'_>, group: &str, report: &mut Report) -> Option<Rule>
         reader.word("direction", &[("Inbound", Direction::Inbound), ("Outbound", Direction::Outbound)]);
     let mut protocol = reader.word("protocol", PROTOCOLS);
     let priority = reader.priority();
-    let source = reader.side("sourceAddressPrefix", "sourceAddressPrefixes", "sourceApplicationSecurityGroups");
+    let source =
+        reader.side("sourceAddressPrefix", "sourceAddressPrefixes", "sourceApplicationSecurityGroups");
     let destination = reader.side(
         "destinationAddressPrefix",
         "destinationAddressPrefixes",
@@ -93,10 +94,16 @@ pub fn read(field: &Field<'_>, group: &str, report: &mut Report) -> Option<Rule>
         && [from.as_slice(), to.as_slice()].iter().any(|ranges| **ranges != [ports::ANY])
     {
         if access == Some(Access::Deny) {
-            reader.note("destinationPortRange", format!("{word} has no ports: all of it is denied, as it may have been in Azure"));
+            reader.note(
+                "destinationPortRange",
+                format!("{word} has no ports: all of it is denied, as it may have been in Azure"),
+            );
             (*from, *to) = (vec![ports::ANY], vec![ports::ANY]);
         } else {
-            reader.leave("destinationPortRange", format!("{word} has no ports, and without them the rule would allow more"));
+            reader.leave(
+                "destinationPortRange",
+                format!("{word} has no ports, and without them the rule would allow more"),
+            );
             protocol = None;
         }
     }
@@ -185,7 +192,9 @@ impl<'j> Reader<'j, '_> {
     }
 
     fn description(&mut self) -> String {
-        let Some((text, place)) = self.object.scalar("description", self.report) else { return String::new() };
+        let Some((text, place)) = self.object.scalar("description", self.report) else {
+            return String::new();
+        };
         if text.chars().count() <= MAX_DESCRIPTION {
             return text;
         }
@@ -225,7 +234,8 @@ impl<'j> Reader<'j, '_> {
                 self.leave(groups, "addresses and application security groups are given together".to_owned());
                 return None;
             }
-            return Some(members.into_iter().map(Term::Application).collect()).filter(|m: &Vec<_>| !m.is_empty());
+            return Some(members.into_iter().map(Term::Application).collect())
+                .filter(|m: &Vec<_>| !m.is_empty());
         }
         let mut terms = Vec::new();
         for value in &values {
@@ -241,7 +251,13 @@ impl<'j> Reader<'j, '_> {
                     Ok(Parsed::Nets(nets, None)) => terms.extend(nets.into_iter().map(Term::Net)),
                     Ok(Parsed::Nets(nets, Some(why))) => {
                         terms.extend(nets.into_iter().map(Term::Net));
-                        self.tell(Level::Note, &value.place, plural, why, "see whether that is what is meant");
+                        self.tell(
+                            Level::Note,
+                            &value.place,
+                            plural,
+                            why,
+                            "see whether that is what is meant",
+                        );
                     }
                     Err(why) => self.tell(self.level, &value.place, plural, why, what_to_do(value.json)),
                 }
@@ -268,7 +284,13 @@ impl<'j> Reader<'j, '_> {
                 match ports::parse_range(&bare, plural) {
                     Ok(range) => ranges.push(range),
                     Err(complaint) => {
-                        self.tell(self.level, &value.place, plural, complaint.message, what_to_do(value.json));
+                        self.tell(
+                            self.level,
+                            &value.place,
+                            plural,
+                            complaint.message,
+                            what_to_do(value.json),
+                        );
                     }
                 }
             }

@@ -71,8 +71,17 @@ pub fn read(found: &[Found<'_>], report: &mut Report) -> Sources {
     let mut sources = Sources::default();
     let mut seen: HashSet<(Kind, String)> = HashSet::new();
     let (parts, whole): (Vec<_>, Vec<_>) = found.iter().partition(|found| {
-        let alone = [Kind::Group, Kind::ApplicationGroup, Kind::Network, Kind::RouteTable, Kind::Interface,
-            Kind::PublicAddress, Kind::PublicPrefix, Kind::Balancer, Kind::TagList];
+        let alone = [
+            Kind::Group,
+            Kind::ApplicationGroup,
+            Kind::Network,
+            Kind::RouteTable,
+            Kind::Interface,
+            Kind::PublicAddress,
+            Kind::PublicPrefix,
+            Kind::Balancer,
+            Kind::TagList,
+        ];
         !alone.contains(&found.kind)
     });
     for found in whole.into_iter().chain(parts) {
@@ -105,7 +114,12 @@ fn repeated(found: &Found<'_>, report: &mut Report) {
 }
 
 fn named(found: &Found<'_>) -> Named {
-    Named { id: found.id.clone(), name: found.name.clone(), place: found.place.clone(), title: found.id.title() }
+    Named {
+        id: found.id.clone(),
+        name: found.name.clone(),
+        place: found.place.clone(),
+        title: found.id.title(),
+    }
 }
 
 /// Opens a resource; its name and the resources nested in it have been read.
@@ -205,9 +219,12 @@ fn default_rule(field: &Field<'_>, group: &str, report: &mut Report) {
         ("AllowInternetOutBound", 65001, "Outbound", "Allow"),
         ("DenyAllOutBound", 65500, "Outbound", "Deny"),
     ];
-    let Some(mut object) = Object::open(field.json, &field.place, group, Level::Error, report) else { return };
+    let Some(mut object) = Object::open(field.json, &field.place, group, Level::Error, report) else {
+        return;
+    };
     let mut text = |name: &str| object.take(name).and_then(|field| field.json.scalar()).unwrap_or_default();
-    let (name, priority, direction, access) = (text("name"), text("priority"), text("direction"), text("access"));
+    let (name, priority, direction, access) =
+        (text("name"), text("priority"), text("direction"), text("access"));
     let name = name.rsplit('/').next().unwrap_or_default();
     let ours = DEFAULTS.iter().any(|(known, number, way, verdict)| {
         known.eq_ignore_ascii_case(name)
@@ -226,7 +243,10 @@ fn default_rule(field: &Field<'_>, group: &str, report: &mut Report) {
 }
 
 fn read_tags(field: &Field<'_>, sources: &mut Sources, report: &mut Report) {
-    let Some(mut object) = Object::open(field.json, &field.place, "serviceTags", Level::Warning, report) else { return };
+    let Some(mut object) = Object::open(field.json, &field.place, "serviceTags", Level::Warning, report)
+    else {
+        return;
+    };
     for item in object.list("values", Level::Warning, report) {
         let opened = Object::open(item.json, &item.place, "serviceTags", Level::Warning, report);
         let Some(mut tag) = opened else { continue };

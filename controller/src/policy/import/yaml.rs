@@ -169,7 +169,11 @@ fn write_rule(rule: &Rule, out: &mut Writer) {
         (&rule.source, ["sourceAddressPrefix", "sourceAddressPrefixes", "sourceApplicationSecurityGroups"]),
         (
             &rule.destination,
-            ["destinationAddressPrefix", "destinationAddressPrefixes", "destinationApplicationSecurityGroups"],
+            [
+                "destinationAddressPrefix",
+                "destinationAddressPrefixes",
+                "destinationApplicationSecurityGroups",
+            ],
         ),
     ];
     for (side, [one, many, groups]) in sides {
@@ -324,8 +328,28 @@ mod tests {
         for bare in ["web-nsg", "10.0.0.0/16", "10.0.0.4", "Storage.WestUS", "Tcp", "vnet/web", "8m-k"] {
             assert_eq!(scalar(bare), bare);
         }
-        for text in ["", "*", "80", "8000-8010", "yes", "No", "null", "~", "1e3", "0x10", "1.5", "-a", "a: b", "a #b", "y",
-            "fd00::/8", ".inf", "{a}", "ä", "12_3"] {
+        for text in [
+            "",
+            "*",
+            "80",
+            "8000-8010",
+            "yes",
+            "No",
+            "null",
+            "~",
+            "1e3",
+            "0x10",
+            "1.5",
+            "-a",
+            "a: b",
+            "a #b",
+            "y",
+            "fd00::/8",
+            ".inf",
+            "{a}",
+            "ä",
+            "12_3",
+        ] {
             assert_eq!(scalar(text), format!("\"{text}\""));
         }
         assert_eq!(scalar("a\"b\\c\n\u{7}\u{2028}"), "\"a\\\"b\\\\c\\n\\U00000007\\U00002028\"");
@@ -333,9 +357,22 @@ mod tests {
 
     #[test]
     fn every_text_comes_back_from_the_reader_as_it_was() {
-        for text in ["yes", "80", "*", "a\nb", "tab\t", "ünï", "\u{1}\u{85}\u{feff}\u{10ffff}", "it's \"so\"", " x ", "- a", "!t"] {
+        for text in [
+            "yes",
+            "80",
+            "*",
+            "a\nb",
+            "tab\t",
+            "ünï",
+            "\u{1}\u{85}\u{feff}\u{10ffff}",
+            "it's \"so\"",
+            " x ",
+            "- a",
+            "!t",
+        ] {
             let yaml = format!("a: {}\nb: [{}, x]\n", scalar(text), scalar(text));
-            let read: std::collections::BTreeMap<String, serde_json::Value> = serde_saphyr::from_str(&yaml).unwrap();
+            let read: std::collections::BTreeMap<String, serde_json::Value> =
+                serde_saphyr::from_str(&yaml).unwrap();
             assert_eq!(read["a"].as_str(), Some(text), "{yaml}");
             assert_eq!(read["b"][0].as_str(), Some(text), "{yaml}");
         }
