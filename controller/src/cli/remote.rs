@@ -57,7 +57,11 @@ fn request(command: &Command) -> Result<Request, String> {
             protocol: arguments.protocol,
             from_port: arguments.from_port,
         }),
-        Command::Run(_) | Command::Down { .. } | Command::Check { .. } | Command::Schema => {
+        Command::Run(_)
+        | Command::Down { .. }
+        | Command::Check { .. }
+        | Command::Import(_)
+        | Command::Schema => {
             return Err("this command asks no daemon".to_owned());
         }
     })

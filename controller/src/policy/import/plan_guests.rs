@@ -192,7 +192,8 @@ fn placeholder_subnet(
             id: parent,
             place: nowhere.clone(),
         };
-        plan.networks.add(&Network::unknown(named), report)
+        let made_up = "10.255.0.0/16".parse().into_iter().collect();
+        plan.networks.add(&Network { space: made_up, ..Network::unknown(named) }, report)
     });
     let title = id.title();
     let comment = Some("REPLACE: the input has no subnet here, this one is made up".to_owned());
