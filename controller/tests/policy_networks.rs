@@ -272,10 +272,10 @@ fn ipv6_subnets_have_a_sensible_size_and_usable_gateways() {
     let third = "addressPrefixes: [10.0.1.0/24, 'fd00:1:0:1::/64', 'fd00:1:0:2::4/127']";
     refused(&[(WEB, third)], "'fd00:1:0:2::4/127'", "no room for a gateway and a guest", "is a /126");
     refused(
-        &[(SPACE, "addressPrefixes: [10.0.0.0/16, 'fd00::/24']"), (WEB, &web("fd00:1::/47"))],
-        "'fd00:1::/47'",
-        "fd00:1::/47 has bits set behind the /47",
-        "the network is",
+        &[(WEB, &web("fd00:1:0:1::/63"))],
+        "'fd00:1:0:1::/63'",
+        "fd00:1:0:1::/63 has bits set behind the /63",
+        "the network is fd00:1::/63",
     );
     refused(
         &[

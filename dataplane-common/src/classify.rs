@@ -9,7 +9,6 @@ use crate::env::Env;
 use crate::opaque::opaque;
 use crate::policy::{
     DESTINATION, DESTINATION_PORT, Header, PAGE_BYTES, PROTOCOL, Page, Ruleset, SOURCE, SOURCE_PORT,
-    protocol_class,
 };
 
 /// The packet's classes, made once and asked of every group.
@@ -43,29 +42,8 @@ pub fn entry16<E: Env>(env: &E, generation: u32, first_page: u32, index: u32) ->
     Some(unsafe { *p } as u32)
 }
 
-/// The classes of a tuple: addresses in network order, ports in native order.
-#[inline(always)]
-pub fn classes<E: Env>(
-    env: &E,
-    generation: u32,
-    ports: u32,
-    source: u32,
-    destination: u32,
-    source_port: u16,
-    destination_port: u16,
-    protocol: u8,
-) -> Option<Classes> {
-    let mut c = Classes::default();
-    c.of[SOURCE] = env.address_class(generation, source);
-    c.of[DESTINATION] = env.address_class(generation, destination);
-    c.of[SOURCE_PORT] = entry16(env, generation, ports, source_port as u32)?;
-    c.of[DESTINATION_PORT] = entry16(env, generation, ports, destination_port as u32)?;
-    c.of[PROTOCOL] = protocol_class(protocol);
-    Some(c)
-}
-
-/// The deciding rule of one group: its word in the `rules` table ([`crate::policy::RULE_ALLOW`] and the id), or 0 when the tables
-/// are inconsistent (every group ends in DenyAll, so there always is one).
+/// The deciding rule of one ruleset: its word in the `rules` table ([`crate::policy::RULE_ALLOW`] and the id), or 0 if
+/// none matches (a group ends in DenyAll, so there always is one).
 #[inline(never)]
 pub fn decide<E: Env>(env: &E, ctx: &mut Context, ruleset: u32) -> u32 {
     decide_inner(env, ctx, ruleset).unwrap_or(0)

@@ -3,7 +3,7 @@
 
 use crate::engine::Context;
 use crate::flow::Taken;
-use crate::layout::{Bucket, Control, Device, FlowKey, NextHop};
+use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop};
 use crate::policy::Page;
 use crate::reason::Reason;
 
@@ -23,13 +23,18 @@ pub trait Env: Sized {
     fn device(&self, ifindex: u32) -> Option<*const [Device; 2]>;
     fn next_hop(&self, index: u32) -> Option<*mut NextHop>;
     fn bucket(&self, index: u32) -> Option<*mut Bucket>;
+    fn bucket6(&self, index: u32) -> Option<*mut Bucket6>;
     fn page(&self, generation: u32, index: u32) -> Option<*const Page>;
     /// Global class of an address (network order); 0 when no prefix of the policy covers it.
     fn address_class(&self, generation: u32, address: u32) -> u32;
-    /// Is the address inside the virtual network's space? Network `WORLD` asks for any.
-    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool;
+    fn address_class6(&self, generation: u32, address: &[u32; 4]) -> u32;
+    /// Where an address is, seen from a routing id: [`crate::policy::space_value`], 0 for outside. From `WORLD` it says
+    /// whether any virtual network has it.
+    fn space(&self, generation: u32, routing: u16, address: u32) -> u32;
+    fn space6(&self, generation: u32, routing: u16, address: &[u32; 4]) -> u32;
     /// [`crate::policy::endpoint_value`] of the address, 0 for none.
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32;
+    fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32;
     /// Next hop towards an address of the world, 0 for none.
     fn route(&self, address: u32) -> u32;
     fn count(&self, reason: Reason, bytes: u32);
@@ -42,6 +47,12 @@ pub trait Env: Sized {
     /// [`crate::flow::insert`] of `ctx.claim`. Here and not called directly, because in the kernel it is a function that the
     /// verifier checks once instead of at each of its calls.
     fn insert(&self, ctx: &mut Context) -> Taken;
+    /// The same of `ctx.claim6` into the table for IPv6.
+    fn insert6(&self, ctx: &mut Context) -> Taken;
+    /// Takes one from this CPU's and tick's budget of flows judged again; `false` if there is none left.
+    fn may_reevaluate(&self, now: u32, budget: u32) -> bool;
+    /// Look-ups only: nothing is claimed, learned or prolonged. Constant for a program.
+    fn dry_run(&self) -> bool;
     /// Runs `S::attempt` for 0.. below `n` until one says it is done. The context passed on is the packet's own.
     fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32);
 }

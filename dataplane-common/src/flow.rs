@@ -7,7 +7,8 @@
 use crate::atomic;
 use crate::clock::{self, passed};
 use crate::env::Env;
-use crate::layout::{BUCKET_SLOTS, Bucket, Control, FlowKey, HalfRecord};
+use crate::family::Family;
+use crate::layout::{BUCKET_SLOTS, Control, FlowKey, HalfRecord};
 
 /// The control word: `generation:32 | phase:8 | tcp:8 | idle:8 | flags:8`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub const BUSY: u8 = 1;
 /// The key stands; its owner is looking whether another slot has it too.
 pub const TENTATIVE: u8 = 2;
 pub const LIVE: u8 = 3;
+/// Ended by the operator or by a rule: absent at once, its slot reusable after the grace.
+pub const ENDED: u8 = 4;
 
 /// This direction is the one that opened the flow.
 pub const FLAG_FORWARD: u8 = 1;
@@ -57,6 +60,10 @@ impl Ctl {
     #[inline(always)]
     pub const fn flags(self) -> u8 {
         self.0 as u8
+    }
+    #[inline(always)]
+    pub const fn with_phase(self, phase: u8) -> Self {
+        Self(self.0 & !(0xff << 24) | (phase as u64) << 24)
     }
     #[inline(always)]
     pub const fn with_tcp(self, tcp: u8) -> Self {
@@ -104,32 +111,34 @@ pub fn places(hash: u64, mask: u32) -> Places {
     Places { first, second: (first ^ ((hash >> 8) as u32 | 1)) & mask, start: hash as u32 & 7 }
 }
 
-/// Slot `i` of a bucket; `i` is taken modulo the bucket's size.
-///
-/// # Safety
-/// `bucket` comes from [`Env::bucket`].
-#[inline(always)]
-pub unsafe fn slot(bucket: *mut Bucket, i: u32) -> *mut HalfRecord {
-    // SAFETY: `i` is below eight, the bucket holds eight records.
-    unsafe { bucket.cast::<HalfRecord>().add(i as usize & (BUCKET_SLOTS - 1)) }
-}
-
 /// The record with this index.
 #[inline(always)]
-pub fn record<E: Env>(env: &E, index: u32) -> Option<*mut HalfRecord> {
-    let bucket = env.bucket(index >> 3)?;
+pub fn record<F: Family, E: Env>(env: &E, index: u32) -> Option<*mut HalfRecord> {
+    let bucket = F::bucket(env, index >> 3)?;
     // SAFETY: just looked up.
-    Some(unsafe { slot(bucket, index & 7) })
+    Some(unsafe { F::slot(bucket, index & 7) })
 }
 
 /// # Safety
 /// `r` points into the flow table.
 #[inline(always)]
-unsafe fn has_key(r: *mut HalfRecord, key: [u64; 2]) -> bool {
+pub(crate) unsafe fn has_words(r: *mut HalfRecord, key: [u64; 2]) -> bool {
     // SAFETY: the key is the first 16 bytes of the aligned record; each word is read once.
     unsafe {
         let p = r.cast::<u64>();
         core::ptr::read_volatile(p) == key[0] && core::ptr::read_volatile(p.add(1)) == key[1]
+    }
+}
+
+/// # Safety
+/// `r` points into the flow table, and the caller owns the slot.
+#[inline(always)]
+pub(crate) unsafe fn write_words(r: *mut HalfRecord, key: [u64; 2]) {
+    // SAFETY: as above.
+    unsafe {
+        let p = r.cast::<u64>();
+        core::ptr::write_volatile(p, key[0]);
+        core::ptr::write_volatile(p.add(1), key[1]);
     }
 }
 
@@ -143,8 +152,8 @@ pub unsafe fn ctl(r: *const HalfRecord) -> Ctl {
 
 /// Has the other direction kept the flow alive until `slack` ticks before now?
 #[inline(always)]
-fn peer_alive<E: Env>(env: &E, peer: u32, generation: u32, now: u32, slack: u32) -> bool {
-    let Some(p) = record(env, peer) else { return false };
+fn peer_alive<F: Family, E: Env>(env: &E, peer: u32, generation: u32, now: u32, slack: u32) -> bool {
+    let Some(p) = record::<F, E>(env, peer) else { return false };
     // SAFETY: `p` points into the table.
     unsafe {
         let c = ctl(p);
@@ -157,9 +166,9 @@ fn peer_alive<E: Env>(env: &E, peer: u32, generation: u32, now: u32, slack: u32)
 /// # Safety
 /// `r` points into the flow table.
 #[inline(always)]
-pub unsafe fn alive<E: Env>(env: &E, r: *const HalfRecord, now: u32) -> bool {
+pub unsafe fn alive<F: Family, E: Env>(env: &E, r: *const HalfRecord, now: u32) -> bool {
     // SAFETY: the caller vouches for `r`.
-    unsafe { !passed((*r).deadline, now) || peer_alive(env, (*r).peer, ctl(r).generation(), now, 0) }
+    unsafe { !passed((*r).deadline, now) || peer_alive::<F, E>(env, (*r).peer, ctl(r).generation(), now, 0) }
 }
 
 /// May the slot be taken? Free, dead for longer than the grace, or abandoned half-way (which no program does).
@@ -167,7 +176,7 @@ pub unsafe fn alive<E: Env>(env: &E, r: *const HalfRecord, now: u32) -> bool {
 /// # Safety
 /// `r` points into the flow table.
 #[inline(always)]
-pub unsafe fn reusable<E: Env>(env: &E, r: *const HalfRecord, c: Ctl, now: u32) -> bool {
+pub unsafe fn reusable<F: Family, E: Env>(env: &E, r: *const HalfRecord, c: Ctl, now: u32) -> bool {
     // SAFETY: the caller vouches for `r`.
     unsafe {
         if c.phase() == FREE {
@@ -177,7 +186,8 @@ pub unsafe fn reusable<E: Env>(env: &E, r: *const HalfRecord, c: Ctl, now: u32) 
             return false;
         }
         match c.phase() {
-            LIVE => !peer_alive(env, (*r).peer, c.generation(), now, clock::GRACE),
+            LIVE => !peer_alive::<F, E>(env, (*r).peer, c.generation(), now, clock::GRACE),
+            ENDED => true,
             _ => passed((*r).deadline.wrapping_add(8 * clock::GRACE), now),
         }
     }
@@ -185,18 +195,22 @@ pub unsafe fn reusable<E: Env>(env: &E, r: *const HalfRecord, c: Ctl, now: u32) 
 
 /// Finds the live record of a key.
 #[inline(always)]
-pub fn find<E: Env>(env: &E, control: &Control, key: &FlowKey, now: u32) -> Option<(u32, *mut HalfRecord)> {
-    let at = places(hash(key, &control.seed), control.bucket_mask);
-    let key = words(key);
+pub fn find<F: Family, E: Env>(
+    env: &E,
+    control: &Control,
+    key: &F::Key,
+    now: u32,
+) -> Option<(u32, *mut HalfRecord)> {
+    let at = places(F::hash(key, &control.seed), F::mask(control));
     let mut bucket = at.first;
     for _ in 0..2 {
-        let p = env.bucket(bucket)?;
+        let p = F::bucket(env, bucket)?;
         for i in 0..BUCKET_SLOTS as u32 {
             let n = (at.start + i) & 7;
             // SAFETY: `p` was just looked up, `n` is below eight.
             unsafe {
-                let r = slot(p, n);
-                if has_key(r, key) && ctl(r).phase() == LIVE && alive(env, r, now) {
+                let r = F::slot(p, n);
+                if F::has_key(r, key) && ctl(r).phase() == LIVE && alive::<F, E>(env, r, now) {
                     return Some((bucket << 3 | n, r));
                 }
             }
@@ -249,26 +263,26 @@ struct Scan {
 const NOWHERE: u32 = u32::MAX;
 
 #[inline(always)]
-fn scan<E: Env>(env: &E, at: Places, key: [u64; 2], now: u32, except: u32) -> Scan {
+fn scan<F: Family, E: Env>(env: &E, at: Places, key: &F::Key, now: u32, except: u32) -> Scan {
     let mut found = Scan { same: NOWHERE, room: NOWHERE };
     let mut bucket = at.first;
     for _ in 0..2 {
-        let Some(p) = env.bucket(bucket) else { return found };
+        let Some(p) = F::bucket(env, bucket) else { return found };
         for i in 0..BUCKET_SLOTS as u32 {
             let n = (at.start + i) & 7;
             let index = bucket << 3 | n;
             // SAFETY: `p` was just looked up, `n` is below eight.
             unsafe {
-                let r = slot(p, n);
+                let r = F::slot(p, n);
                 let c = ctl(r);
                 // Within the grace a dead flow's key still counts: its port is not handed out while a packet of it may
                 // be under way.
-                if found.room == NOWHERE && reusable(env, r, c, now) {
+                if found.room == NOWHERE && reusable::<F, E>(env, r, c, now) {
                     found.room = index;
                 } else if index != except
                     && c.phase() >= TENTATIVE
-                    && has_key(r, key)
-                    && !reusable(env, r, c, now)
+                    && F::has_key(r, key)
+                    && !reusable::<F, E>(env, r, c, now)
                 {
                     found.same = index;
                     return found;
@@ -283,39 +297,40 @@ fn scan<E: Env>(env: &E, at: Places, key: [u64; 2], now: u32, except: u32) -> Sc
 /// Takes a slot for `key` if no live flow has it: insert-if-absent. The slot is TENTATIVE until [`publish`] or
 /// [`withdraw`]; until then nobody finds it, and nobody else can insert the key.
 #[inline(always)]
-pub fn insert<E: Env>(env: &E, key: &FlowKey, now: u32) -> Taken {
+pub fn insert<F: Family, E: Env>(env: &E, key: &F::Key, now: u32) -> Taken {
     let Some(control) = env.control() else { return Taken::FULL };
     // SAFETY: the control element lives as long as the map.
     let control = unsafe { &*control };
-    let at = places(hash(key, &control.seed), control.bucket_mask);
-    let key_words = words(key);
+    let at = places(F::hash(key, &control.seed), F::mask(control));
     let mut tries = 0;
     while tries < 3 {
         tries += 1;
-        let found = scan(env, at, key_words, now, NOWHERE);
+        let found = scan::<F, E>(env, at, key, now, NOWHERE);
         if found.same != NOWHERE {
             return Taken::EXISTS;
         }
         if found.room == NOWHERE {
             return Taken::FULL;
         }
-        let Some(r) = record(env, found.room) else { return Taken::FULL };
+        let Some(r) = record::<F, E>(env, found.room) else { return Taken::FULL };
         // SAFETY: `r` points into the table; after the exchange to BUSY the slot is ours.
         unsafe {
             let before = ctl(r);
-            if !reusable(env, r, before, now) {
+            if !reusable::<F, E>(env, r, before, now) {
                 continue;
             }
             let generation = before.generation().wrapping_add(1);
+            if env.dry_run() {
+                return Taken::new(found.room, generation);
+            }
             let busy = Ctl::new(generation, BUSY, 0, 0, 0);
             if atomic::compare_exchange(&raw mut (*r).ctl, before.0, busy.0) != before.0 {
                 continue;
             }
             (*r).deadline = now;
-            core::ptr::write_volatile(r.cast::<u64>(), key_words[0]);
-            core::ptr::write_volatile(r.cast::<u64>().add(1), key_words[1]);
+            F::write_key(r, key);
             atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, TENTATIVE, 0, 0, 0).0);
-            if scan(env, at, key_words, now, found.room).same != NOWHERE {
+            if scan::<F, E>(env, at, key, now, found.room).same != NOWHERE {
                 atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, FREE, 0, 0, 0).0);
                 return Taken::EXISTS;
             }
@@ -327,8 +342,11 @@ pub fn insert<E: Env>(env: &E, key: &FlowKey, now: u32) -> Taken {
 
 /// Gives a taken slot back, unused.
 #[inline(always)]
-pub fn withdraw<E: Env>(env: &E, taken: Taken) {
-    if let Some(r) = record(env, taken.index()) {
+pub fn withdraw<F: Family, E: Env>(env: &E, taken: Taken) {
+    if env.dry_run() {
+        return;
+    }
+    if let Some(r) = record::<F, E>(env, taken.index()) {
         // SAFETY: the slot is ours until the exchange.
         unsafe { atomic::exchange(&raw mut (*r).ctl, Ctl::new(taken.generation(), FREE, 0, 0, 0).0) };
     }
@@ -356,8 +374,11 @@ pub struct Body {
 
 /// Fills a taken slot and makes it findable, with a full barrier before.
 #[inline(always)]
-pub fn publish<E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) {
-    let Some(r) = record(env, taken.index()) else { return };
+pub fn publish<F: Family, E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) {
+    if env.dry_run() {
+        return;
+    }
+    let Some(r) = record::<F, E>(env, taken.index()) else { return };
     // SAFETY: the slot is ours until the exchange.
     unsafe {
         (*r).peer = body.peer;
@@ -372,5 +393,28 @@ pub fn publish<E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) {
         (*r).packets = 0;
         (*r).bytes = 0;
         atomic::exchange(&raw mut (*r).ctl, ctl.0);
+    }
+}
+
+/// Ends the flow of a slot, both directions, if it still is of this generation. What its packets were counted as
+/// stays readable until the slots are used again.
+#[inline(always)]
+pub fn end<F: Family, E: Env>(env: &E, index: u32, generation: u32, now: u32) {
+    if env.dry_run() {
+        return;
+    }
+    let mut at = index;
+    for _ in 0..2 {
+        let Some(r) = record::<F, E>(env, at) else { return };
+        // SAFETY: `r` points into the table; the exchange fails on a slot that has become another flow's.
+        unsafe {
+            let seen = ctl(r);
+            if seen.phase() != LIVE || seen.generation() != generation {
+                return;
+            }
+            (*r).deadline = now;
+            at = (*r).peer;
+            atomic::compare_exchange(&raw mut (*r).ctl, seen.0, seen.with_phase(ENDED).0);
+        }
     }
 }

@@ -222,9 +222,8 @@ pub struct HalfRecord6 {
     pub half: HalfRecord,
     pub source: [u32; 4],
     pub destination: [u32; 4],
-    /// After translation.
-    pub new_source: [u32; 4],
-    pub new_destination: [u32; 4],
+    /// Room for the addresses after translation, which no IPv6 flow has yet.
+    pub room: [u32; 8],
 }
 
 /// What identifies one direction of an IPv6 flow.

@@ -16,6 +16,7 @@ pub mod classify;
 pub mod clock;
 pub mod engine;
 pub mod env;
+pub mod family;
 pub mod flow;
 pub mod layout;
 pub mod opaque;

@@ -52,10 +52,10 @@ reasons! {
     FromHost = "from_host", false;
     /// Shorter than its own headers say, or headers that contradict each other.
     Malformed = "malformed", true;
-    /// An EtherType that is neither IPv4 nor ARP, from a guest.
+    /// An EtherType that is neither IPv4, IPv6 nor ARP, from a guest.
     EtherType = "ethertype", true;
-    /// IPv6, which this version does not forward.
-    Ipv6 = "ipv6_not_available", true;
+    /// IPv6 to the outside, which this version does not translate.
+    Ipv6 = "ipv6_not_translated", true;
     /// A VLAN tag on a device that the policy declares untagged.
     Vlan = "vlan_tag", true;
     /// A fragment: its ports are unknown.
@@ -112,6 +112,22 @@ reasons! {
     Unresolved = "unresolved_next_hop", true;
     /// The policy tables do not hold what they should; a bug, please report it.
     Internal = "internal", true;
+    /// A neighbour solicitation answered by the datapath.
+    NdAnswered = "nd_answered", false;
+    /// A neighbour advertisement taken note of.
+    NdLearned = "nd_learned", false;
+    /// Neighbour discovery with a sender or target that does not belong to the interface.
+    SpoofedNd = "spoofed_nd", true;
+    /// A guest advertising itself as a router, or redirecting others.
+    RouterAdvertisement = "router_advertisement", true;
+    /// IPv6 extension headers in a chain too long, out of order, or of a kind that is obsolete.
+    ExtensionHeaders = "extension_headers", true;
+    /// A platform rule that stands before the groups: the block of outbound SMTP.
+    DeniedByPlatform = "denied_by_platform_rule", true;
+    /// A route with next hop type None, or to an appliance that is no guest.
+    RouteNone = "route_to_nowhere", true;
+    /// A route through a virtual network gateway, which this host is not.
+    NoGateway = "no_virtual_network_gateway", true;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

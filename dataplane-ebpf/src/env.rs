@@ -1,15 +1,22 @@
 //! `Env` over the maps.
 
+use aya_ebpf::Global;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::engine::{self, Context};
 use portcullis_common::env::{Env, Step};
+use portcullis_common::family::{V4, V6};
 use portcullis_common::flow::{self, Taken};
-use portcullis_common::policy::{EndpointKey, Page};
-use portcullis_common::{Bucket, Control, Device, FlowKey, NextHop, Reason};
+use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
+use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason};
 
 use crate::maps::*;
+
+/// Set at load in the instance that only answers questions (`explain --live`): nothing is claimed, learned or
+/// prolonged. Constant to the verifier, which leaves the dead branch out.
+#[unsafe(no_mangle)]
+static DRY_RUN: Global<u32> = Global::new(0);
 
 /// The tables as one hook sees them; `SLOT` is its scratch (0 XDP, 1 TC).
 pub struct Maps<const SLOT: u32>;
@@ -28,7 +35,24 @@ pub extern "C" fn pc_insert(slot: u32) -> u64 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
     // SAFETY: see `scratch`; the caller waits.
     let ctx = unsafe { &*ctx };
-    flow::insert(&Maps::<0>, &ctx.claim, ctx.now).0
+    flow::insert::<V4, _>(&Maps::<0>, &ctx.claim, ctx.now).0
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_insert6(slot: u32) -> u64 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
+    // SAFETY: see `scratch`; the caller waits.
+    let ctx = unsafe { &*ctx };
+    flow::insert::<V6, _>(&Maps::<0>, &ctx.claim6, ctx.now).0
+}
+
+/// An IPv6 address in the order of its bytes.
+#[inline(always)]
+fn bytes(address: &[u32; 4]) -> [u8; 16] {
+    // SAFETY: sixteen bytes either way.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(*address) }
 }
 
 unsafe extern "C" fn step<const SLOT: u32, S: Step<Maps<SLOT>>>(i: u32, _: *mut core::ffi::c_void) -> i64 {
@@ -59,6 +83,10 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         FLOWS.get_ptr_mut(index)
     }
     #[inline(always)]
+    fn bucket6(&self, index: u32) -> Option<*mut Bucket6> {
+        FLOWS6.get_ptr_mut(index)
+    }
+    #[inline(always)]
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
         PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const())
     }
@@ -68,11 +96,33 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         trie.get(&Key::new(32, address.to_ne_bytes())).copied().unwrap_or(0)
     }
     #[inline(always)]
-    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool {
-        let Some(trie) = SPACES.get(generation & 1) else { return false };
-        let n = network.to_be_bytes();
+    fn address_class6(&self, generation: u32, address: &[u32; 4]) -> u32 {
+        let Some(trie) = PREFIXES6.get(generation & 1) else { return 0 };
+        trie.get(&Key::new(128, bytes(address))).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn space(&self, generation: u32, routing: u16, address: u32) -> u32 {
+        let Some(trie) = SPACES.get(generation & 1) else { return 0 };
+        let n = routing.to_be_bytes();
         let a = address.to_ne_bytes();
-        trie.get(&Key::new(48, [n[0], n[1], a[0], a[1], a[2], a[3], 0, 0])).is_some()
+        trie.get(&Key::new(48, [n[0], n[1], a[0], a[1], a[2], a[3], 0, 0])).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn space6(&self, generation: u32, routing: u16, address: &[u32; 4]) -> u32 {
+        let Some(trie) = SPACES6.get(generation & 1) else { return 0 };
+        let n = routing.to_be_bytes();
+        let a = bytes(address);
+        let key = [
+            n[0], n[1], a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12],
+            a[13], a[14], a[15], 0, 0,
+        ];
+        trie.get(&Key::new(144, key)).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32 {
+        let Some(map) = ENDPOINTS6.get(generation & 1) else { return 0 };
+        // SAFETY: as for `endpoint`.
+        unsafe { map.get(EndpointKey6 { address: *address, network, pad: 0 }) }.copied().unwrap_or(0)
     }
     #[inline(always)]
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
@@ -120,7 +170,8 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         // SAFETY: as above.
         unsafe { *budget = (ctx.now as u64) << 32 | (used + 1) };
         if let Some(mut slot) = EVENTS.reserve(0) {
-            slot.write(engine::event(ctx, reason));
+            // SAFETY: the reserved record is ours until it is submitted.
+            unsafe { engine::write_event(slot.as_mut_ptr(), ctx, reason) };
             slot.submit(0);
         }
     }
@@ -136,6 +187,27 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn insert(&self, _ctx: &mut Context) -> Taken {
         Taken(pc_insert(SLOT))
+    }
+    #[inline(always)]
+    fn insert6(&self, _ctx: &mut Context) -> Taken {
+        Taken(pc_insert6(SLOT))
+    }
+    #[inline(always)]
+    fn may_reevaluate(&self, now: u32, budget: u32) -> bool {
+        let Some(used) = REEVALUATED.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element.
+        let before = unsafe { *used };
+        let in_tick = if (before >> 32) as u32 == now { before as u32 } else { 0 };
+        if in_tick >= budget {
+            return false;
+        }
+        // SAFETY: as above.
+        unsafe { *used = (now as u64) << 32 | (in_tick + 1) as u64 };
+        true
+    }
+    #[inline(always)]
+    fn dry_run(&self) -> bool {
+        DRY_RUN.load() != 0
     }
     #[inline(always)]
     fn search<S: Step<Self>>(&self, _ctx: &mut Context, n: u32) {

@@ -6,10 +6,10 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use portcullis_common::engine::Context;
-use portcullis_common::policy::{EndpointKey, Page};
+use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::reason::REASON_SLOTS;
 use portcullis_common::{
-    Bucket, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop, RuleCount,
+    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop, RuleCount,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -29,16 +29,30 @@ pub static NEXT_HOPS: Array<NextHop, { NEXT_HOP_SLOTS as usize }> = Array::new()
 #[btf_map]
 pub static FLOWS: Array<Bucket, 4096, MMAPABLE> = Array::new();
 
-/// Indexed by the generation's parity, as are the three below.
+/// Overridden at load to what `flowTable.maxFlowsIPv6` asks for.
+#[btf_map]
+pub static FLOWS6: Array<Bucket6, 1024, MMAPABLE> = Array::new();
+
+/// Indexed by the generation's parity, as are the six below.
 #[btf_map]
 pub static PAGES: ArrayOfMaps<Array<Page, 1, INNER>, 2> = ArrayOfMaps::new();
 
 #[btf_map]
 pub static PREFIXES: ArrayOfMaps<LpmTrie<[u8; 4], u32, 1>, 2> = ArrayOfMaps::new();
 
-/// Key: network id (big endian), address, two zero bytes (the value must be aligned).
+/// Key: routing id (big endian), address, two zero bytes (the value must be aligned).
 #[btf_map]
 pub static SPACES: ArrayOfMaps<LpmTrie<[u8; 8], u32, 1>, 2> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static PREFIXES6: ArrayOfMaps<LpmTrie<[u8; 16], u32, 1>, 2> = ArrayOfMaps::new();
+
+/// Key: routing id (big endian), address, two zero bytes.
+#[btf_map]
+pub static SPACES6: ArrayOfMaps<LpmTrie<[u8; 20], u32, 1>, 2> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static ENDPOINTS6: ArrayOfMaps<HashMap<EndpointKey6, u32, 1, NO_PREALLOC>, 2> = ArrayOfMaps::new();
 
 #[btf_map]
 pub static ENDPOINTS: ArrayOfMaps<HashMap<EndpointKey, u32, 1, NO_PREALLOC>, 2> = ArrayOfMaps::new();
@@ -69,13 +83,17 @@ pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
 #[btf_map]
 pub static SAMPLED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Budget of flows judged again: tick << 32 | used in it.
+#[btf_map]
+pub static REEVALUATED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Context between stages: 0 XDP, 1 TC. One packet a CPU and hook is on its way at any time (both run in softirq, and
 /// a TC program interrupts no XDP program).
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Context, 2> = PerCpuArray::new();
 
 #[btf_map]
-pub static STAGES_XDP: ProgramArray<8> = ProgramArray::new();
+pub static STAGES_XDP: ProgramArray<16> = ProgramArray::new();
 
 #[btf_map]
-pub static STAGES_TC: ProgramArray<8> = ProgramArray::new();
+pub static STAGES_TC: ProgramArray<16> = ProgramArray::new();

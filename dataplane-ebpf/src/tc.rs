@@ -19,6 +19,7 @@ use crate::maps::STAGES_TC;
 const NEXT: i32 = TC_ACT_UNSPEC;
 const SHOT: i32 = TC_ACT_SHOT as i32;
 const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 struct Tc<'a>(&'a TcContext);
 
@@ -91,6 +92,18 @@ fn act(ctx: &TcContext, state: &Context, verdict: Verdict) -> i32 {
             let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
             neighbour.nh_family = AF_INET;
             neighbour.__bindgen_anon_1.ipv4_nh = address;
+            // SAFETY: the struct lives for the call and its size is passed.
+            unsafe {
+                bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+            }
+        }
+        Verdict::Neighbour6(ifindex) => {
+            ctx.set_mark(MARK);
+            let Some(hop) = Maps::<1>.next_hop(state.egress as u32) else { return SHOT };
+            // SAFETY: all-zero is a valid value of this plain struct; the element lives as long as the map.
+            let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+            neighbour.nh_family = AF_INET6;
+            neighbour.__bindgen_anon_1.ipv6_nh = unsafe { (*hop).address6 };
             // SAFETY: the struct lives for the call and its size is passed.
             unsafe {
                 bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
@@ -185,4 +198,28 @@ pub fn pc_tc_icmp(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn pc_tc_fragment(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Fragment)
+}
+
+#[classifier]
+pub fn pc_tc_entry6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Entry6)
+}
+
+#[classifier]
+pub fn pc_tc_classify6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Classify6)
+}
+
+#[classifier]
+pub fn pc_tc_claim6(ctx: TcContext) -> i32 {
+    let action = stage(&ctx, Stage::Claim6);
+    if let Some(s) = scratch::<1>() {
+        debug!(&ctx, "tc: new IPv6 flow from rule {}: action {}", s.rule, action);
+    }
+    action
+}
+
+#[classifier]
+pub fn pc_tc_nd(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Nd)
 }

@@ -58,7 +58,7 @@ fn stage(ctx: &XdpContext, stage: Stage) -> u32 {
     match engine::run(stage, &Xdp(ctx), &env, state) {
         Verdict::Pass => XDP_PASS,
         // XDP never chooses Neighbour (`engine::forward`).
-        Verdict::Drop | Verdict::Neighbour(..) => XDP_DROP,
+        Verdict::Drop | Verdict::Neighbour(..) | Verdict::Neighbour6(_) => XDP_DROP,
         // SAFETY: a helper with plain arguments; it returns XDP_REDIRECT or XDP_ABORTED.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Verdict::Next(next) => {
@@ -103,4 +103,28 @@ pub fn pc_xdp_icmp(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn pc_xdp_fragment(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Fragment)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_entry6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Entry6)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_classify6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Classify6)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_claim6(ctx: XdpContext) -> u32 {
+    let action = stage(&ctx, Stage::Claim6);
+    if let Some(s) = scratch::<0>() {
+        debug!(&ctx, "xdp: new IPv6 flow from rule {}: action {}", s.rule, action);
+    }
+    action
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_nd(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Nd)
 }

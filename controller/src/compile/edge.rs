@@ -4,10 +4,10 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
-use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, Device, WORLD};
+use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, Device, WORLD, v4, v6};
 use portcullis_common::policy::{
     ADDRESS_UNITS, AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, Endpoint, EndpointKey,
-    FRONTEND_HOST, Frontend, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP, endpoint_value,
+    EndpointKey6, FRONTEND_HOST, Frontend, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP, endpoint_value,
 };
 
 use super::error::CompileError;
@@ -31,11 +31,6 @@ pub struct GuestHop {
     pub source_mac: [u8; 6],
 }
 
-/// An IPv4 address in network order, as the tables have it.
-pub(super) fn network_order(address: Ipv4Addr) -> u32 {
-    u32::from_ne_bytes(address.octets())
-}
-
 fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
@@ -49,12 +44,15 @@ pub(super) fn member_name(network: &Network, interface: usize, configuration: us
     format!("{}/{}", interface.name, interface.addresses[configuration].name)
 }
 
-/// The IPv4 configurations of a policy in the order of their endpoints: (interface, configuration).
-pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize, Ipv4Addr)> + '_ {
-    network.interfaces.iter().enumerate().flat_map(|(i, interface)| {
-        let configurations = interface.addresses.iter().enumerate();
-        configurations.filter_map(move |(c, configuration)| Some((i, c, ipv4(configuration.address)?)))
-    })
+/// The name of its next hop in the registry.
+pub(super) fn hop_key(network: &Network, interface: usize, configuration: usize) -> String {
+    format!("guest:{}", member_name(network, interface, configuration))
+}
+
+/// The configurations of a policy in the order of their endpoints: (interface, configuration).
+pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let interfaces = network.interfaces.iter().enumerate();
+    interfaces.flat_map(|(i, interface)| (0..interface.addresses.len()).map(move |c| (i, c)))
 }
 
 /// The tables of this room under construction.
@@ -77,7 +75,7 @@ pub(super) struct Edge<'a> {
     pub owners: Vec<u16>,
     pub reserved_ports: Vec<(u16, u16)>,
     /// (network, address) -> value of the endpoints map.
-    at: BTreeMap<(u16, Ipv4Addr), u32>,
+    at: BTreeMap<(u16, IpAddr), u32>,
     pub errors: Vec<CompileError>,
 }
 
@@ -107,15 +105,16 @@ impl<'a> Edge<'a> {
         self.errors.push(CompileError::new(place, message));
     }
 
-    /// One endpoint for each IPv4 configuration. Their rulesets are filled in by the caller.
+    /// One endpoint for each configuration. Their rulesets and routing ids are filled in by the caller.
     pub fn guests(&mut self, registry: &mut Registry) {
-        for (i, c, address) in guests(self.network) {
+        for (i, c) in guests(self.network) {
             let interface = &self.network.interfaces[i];
             let configuration = &interface.addresses[c];
+            let address = configuration.address;
             let name = member_name(self.network, i, c);
             let place = || format!("networkInterfaces/{}", interface.name);
             let network_id = self.network_ids[self.network.subnets[configuration.subnet].network];
-            let next_hop = match registry.next_hop(&format!("guest:{name}")) {
+            let next_hop = match registry.next_hop(&hop_key(self.network, i, c)) {
                 Ok(index) => index,
                 Err(full) => return self.error(place(), full.to_string()),
             };
@@ -135,23 +134,35 @@ impl<'a> Edge<'a> {
                 index: next_hop,
                 name: name.clone(),
                 ifindex: device.map_or(0, |d| d.ifindex),
-                address: IpAddr::V4(address),
+                address,
                 mac: interface.mac,
                 source_mac: device.map_or([0; 6], |d| d.answers_with()),
             });
-            let instance = configuration.public_address.map(|p| &self.network.public_addresses[p]);
-            let instance = instance.and_then(|p| ipv4(p.address));
             self.endpoints.push(Endpoint {
-                address: network_order(address),
+                address: v4(address),
+                address6: v6(address),
                 network: network_id,
                 routing: network_id,
                 next_hop,
-                instance_address: instance.map_or(0, network_order),
+                instance_address: self.instance(i, c).map_or(0, |public| v4(public.address)),
                 ..Endpoint::default()
             });
             self.numbers.insert((i, c), number);
             self.names.push(name);
         }
+    }
+
+    /// The instance-level address of a configuration. Only IPv4 is translated.
+    fn instance(&self, interface: usize, configuration: usize) -> Option<&'a PublicAddress> {
+        let configuration = &self.network.interfaces[interface].addresses[configuration];
+        let public = &self.network.public_addresses[configuration.public_address?];
+        (configuration.address.is_ipv4() && public.address.is_ipv4()).then_some(public)
+    }
+
+    /// The endpoint of the guest that has an address in a virtual network.
+    pub fn guest_at(&self, network: u16, address: IpAddr) -> Option<u32> {
+        let value = *self.at.get(&(network, address))?;
+        (value >> 24 == AT_GUEST).then_some(value & 0xff_ffff)
     }
 
     /// The devices that get programs. One that does not exist yet is only listed.
@@ -193,19 +204,14 @@ impl<'a> Edge<'a> {
 
     /// Instance-level addresses, frontends, and what is left of the public addresses.
     pub fn public_addresses(&mut self) {
-        for (i, c, _) in guests(self.network) {
-            let interface = &self.network.interfaces[i];
-            let (Some(public), Some(&number)) =
-                (interface.addresses[c].public_address, self.numbers.get(&(i, c)))
-            else {
+        for (i, c) in guests(self.network) {
+            let (Some(public), Some(&number)) = (self.instance(i, c), self.numbers.get(&(i, c))) else {
                 continue;
             };
-            let public = &self.network.public_addresses[public];
-            let Some(address) = ipv4(public.address) else { continue };
             let value = endpoint_value(AT_INSTANCE | proxy(public), number);
-            if self.at.insert((WORLD, address), value).is_some() {
+            if self.at.insert((WORLD, public.address), value).is_some() {
                 let message = format!("{} is already the address of another ip configuration", public.name);
-                self.error(format!("networkInterfaces/{}", interface.name), message);
+                self.error(format!("networkInterfaces/{}", self.network.interfaces[i].name), message);
             }
         }
         for balancer in &self.network.load_balancers {
@@ -217,21 +223,23 @@ impl<'a> Edge<'a> {
                 }
                 let number = self.frontends.len() as u32;
                 let value = endpoint_value(AT_FRONTEND | proxy(public), number);
-                if self.at.insert((WORLD, address), value).is_some() {
+                if self.at.insert((WORLD, public.address), value).is_some() {
                     let place =
                         format!("loadBalancers/{}/frontendIPConfigurations/{}", balancer.name, frontend.name);
                     self.error(place, format!("{} is an instance-level public IP already", public.name));
                 }
                 let flags = if public.announce == Announce::Address { FRONTEND_HOST } else { 0 };
-                self.frontends.push(Frontend { address: network_order(address), flags });
+                self.frontends.push(Frontend { address: v4(public.address), flags });
                 self.frontend_numbers.insert(address, number);
             }
         }
         for public in &self.network.public_addresses {
-            let Some(address) = ipv4(public.address) else { continue };
+            if public.address.is_ipv6() {
+                continue;
+            }
             // The host's own address stays the host's while no part of the policy takes it.
             let kind = if public.announce == Announce::Address { AT_HOST } else { AT_UNUSED | proxy(public) };
-            self.at.entry((WORLD, address)).or_insert(endpoint_value(kind, 0));
+            self.at.entry((WORLD, public.address)).or_insert(endpoint_value(kind, 0));
         }
     }
 
@@ -239,7 +247,7 @@ impl<'a> Edge<'a> {
     pub fn host_addresses(&mut self) {
         for subnet in &self.network.subnets {
             let id = self.network_ids[subnet.network];
-            for gateway in subnet.gateways.iter().filter_map(|&g| ipv4(g)) {
+            for &gateway in &subnet.gateways {
                 let value = *self.at.entry((id, gateway)).or_insert(endpoint_value(AT_HOST, 0));
                 if value != endpoint_value(AT_HOST, 0) {
                     let network = &self.network.virtual_networks[subnet.network].name;
@@ -252,7 +260,7 @@ impl<'a> Edge<'a> {
             self.at.entry((WORLD, address)).or_insert(endpoint_value(AT_HOST, 0));
             // A destination inside the sender's virtual network is looked up there only.
             for (network, &id) in self.network.virtual_networks.iter().zip(self.network_ids) {
-                if network.address_space.iter().any(|space| space.contains(&IpAddr::V4(address))) {
+                if network.address_space.iter().any(|space| space.contains(&address)) {
                     self.at.entry((id, address)).or_insert(endpoint_value(AT_HOST, 0));
                 }
             }
@@ -297,6 +305,9 @@ impl<'a> Edge<'a> {
                 let mut members = Vec::new();
                 for member in &balancer.pools[rule.pool].members {
                     let Some(&number) = self.numbers.get(member) else { continue };
+                    if self.endpoints[number as usize].address == 0 {
+                        continue; // IPv6 is not translated.
+                    }
                     match rule_of.get(&number) {
                         Some(other) if *other == place => continue,
                         Some(other) => {
@@ -363,12 +374,16 @@ impl<'a> Edge<'a> {
         }
     }
 
-    /// The entries of the endpoints map.
-    pub fn entries(&self) -> Vec<(EndpointKey, u32)> {
-        let entry = |(&(network, address), &value): (&(u16, Ipv4Addr), &u32)| {
-            (EndpointKey { address: network_order(address), network, pad: 0 }, value)
-        };
-        self.at.iter().map(entry).collect()
+    /// The entries of the endpoints maps of both families, by network and address.
+    pub fn entries(&self) -> (Vec<(EndpointKey, u32)>, Vec<(EndpointKey6, u32)>) {
+        let (mut of4, mut of6) = (Vec::new(), Vec::new());
+        for (&(network, address), &value) in &self.at {
+            match address {
+                IpAddr::V4(_) => of4.push((EndpointKey { address: v4(address), network, pad: 0 }, value)),
+                IpAddr::V6(_) => of6.push((EndpointKey6 { address: v6(address), network, pad: 0 }, value)),
+            }
+        }
+        (of4, of6)
     }
 }
 

@@ -1,13 +1,13 @@
 //! What the compiler must know of this host. Gathered by `hosts`, passed in as data: `compile` asks no kernel.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// The host as it is while a policy is compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFacts {
-    /// All IPv4 addresses of this host's devices.
-    pub addresses: Vec<Ipv4Addr>,
+    /// All addresses of this host's devices, of both families.
+    pub addresses: Vec<IpAddr>,
     /// Devices by name. One that is missing makes no error: a guest's tap may come up later, and then the policy is
     /// compiled again.
     pub devices: BTreeMap<String, DeviceFacts>,

@@ -34,10 +34,16 @@ struct RowBlock {
 /// should not be copied; the other tables follow at the end.
 pub(super) struct Image {
     pages: Vec<Page>,
+    /// Rows and class numbers of rulesets larger than this are not kept.
+    limit: usize,
+    /// The limit is passed: everything is only counted, and taken for equal if its hash is.
+    counting: bool,
     summaries: Vec<u64>,
     /// For each of a row's words the first row in which it is free.
     height: [u32; WORDS],
     locals: Vec<u16>,
+    /// How many there are, kept or not.
+    locals_count: usize,
     rules: Vec<u32>,
     rulesets: Vec<Ruleset>,
     /// Rows of the protocol field, which go behind all others; until then rulesets have the block's number.
@@ -45,6 +51,14 @@ pub(super) struct Image {
     row_blocks: HashMap<u64, Vec<RowBlock>>,
     /// First class number and how many.
     local_blocks: HashMap<u64, Vec<(u32, usize)>>,
+}
+
+/// The pages of a generation.
+pub(super) struct Finished {
+    /// Only the header's if they passed the limit.
+    pub pages: Vec<Page>,
+    /// How large they are, or would be.
+    pub bytes: usize,
 }
 
 /// Words of a row.
@@ -64,13 +78,17 @@ pub(super) struct Records<'a> {
 const ROWS: u32 = 1;
 
 impl Image {
-    /// An image for this many rulesets, to be added from the widest to the narrowest: that packs best.
-    pub fn new(rulesets: usize) -> Self {
+    /// An image for this many rulesets, to be added from the widest to the narrowest: that packs best. It keeps
+    /// `limit` bytes of them, about.
+    pub fn new(rulesets: usize, limit: usize) -> Self {
         Self {
             pages: vec![Page::default(); ROWS as usize],
+            limit,
+            counting: false,
             summaries: Vec::new(),
             height: [0; WORDS],
             locals: Vec::new(),
+            locals_count: 0,
             // So that no ruleset's `rule_base` is below zero, wherever in the row it begins.
             rules: vec![0; WORDS * 64],
             // Number 0 is "no group".
@@ -95,10 +113,17 @@ impl Image {
         compiled: &CompiledRuleset,
         entries: u32,
         rules: u32,
+        platform: [u32; 3],
     ) -> Result<u32, TooLarge> {
+        if !self.counting && self.summaries.len() * PAGE_BYTES + self.locals_count * 2 > self.limit {
+            self.counting = true;
+            self.pages = vec![Page::default(); ROWS as usize];
+            self.locals = Vec::new();
+        }
         let first_word = self.choose_words(compiled);
         let first_bit = first_word as u32 * 64;
-        let mut ruleset = Ruleset { rule_base: entries - first_bit, rules, ..Ruleset::default() };
+        let rule_base = entries - first_bit;
+        let mut ruleset = Ruleset { rule_base, rules, platform, ..Ruleset::default() };
         for (i, field) in compiled.fields[..PROTOCOL].iter().enumerate() {
             ruleset.row_base[i] = self.rows(&field.rows, field.rows_hash, first_word, compiled.width)?;
             ruleset.local_base[i] = self.locals(&field.locals, field.locals_hash)?;
@@ -132,10 +157,11 @@ impl Image {
             block.width == width
                 && block.count == rows.len() / width
                 && first_word.is_none_or(|first| first == block.first_word)
-                && self.pages[(ROWS + block.base) as usize..]
-                    .iter()
-                    .zip(rows.chunks(width))
-                    .all(|(page, row)| &page.words[words.clone()] == row)
+                && (self.counting
+                    || self.pages[(ROWS + block.base) as usize..]
+                        .iter()
+                        .zip(rows.chunks(width))
+                        .all(|(page, row)| &page.words[words.clone()] == row))
         })
     }
 
@@ -151,9 +177,11 @@ impl Image {
         self.height[words.clone()].fill(end);
         if self.summaries.len() < end as usize {
             self.summaries.resize(end as usize, 0);
-            self.pages.resize((ROWS + end) as usize, Page::default());
+            if !self.counting {
+                self.pages.resize((ROWS + end) as usize, Page::default());
+            }
         }
-        for (number, row) in (base..).zip(rows.chunks(width)) {
+        for (number, row) in (base..).zip(rows.chunks(width)).filter(|_| !self.counting) {
             self.pages[(ROWS + number) as usize].words[words.clone()].copy_from_slice(row);
             self.summaries[number as usize] |= summary(row, first_word);
         }
@@ -182,21 +210,27 @@ impl Image {
 
     fn locals(&mut self, locals: &[u16], hash: u64) -> Result<u32, TooLarge> {
         let known = self.local_blocks.entry(hash).or_default();
-        if let Some(&(base, _)) =
-            known.iter().find(|&&(base, count)| &self.locals[base as usize..][..count] == locals)
-        {
+        let equal = |&&(base, count): &&(u32, usize)| {
+            count == locals.len() && (self.counting || &self.locals[base as usize..][..count] == locals)
+        };
+        if let Some(&(base, _)) = known.iter().find(equal) {
             return Ok(base);
         }
-        let base = self.locals.len() as u32;
-        u32::try_from(self.locals.len() + locals.len()).map_err(|_| TooLarge)?;
+        let base = self.locals_count as u32;
+        self.locals_count += locals.len();
+        u32::try_from(self.locals_count).map_err(|_| TooLarge)?;
         known.push((base, locals.len()));
-        self.locals.extend_from_slice(locals);
+        if !self.counting {
+            self.locals.extend_from_slice(locals);
+        }
         Ok(base)
     }
 
     /// The finished pages.
-    pub fn finish(mut self, generation: u32, records: &Records<'_>) -> Result<Vec<Page>, TooLarge> {
+    pub fn finish(mut self, generation: u32, records: &Records<'_>) -> Result<Finished, TooLarge> {
         debug_assert_eq!(records.owners.len(), records.frontends.len() * ADDRESS_UNITS as usize);
+        let missing =
+            if self.counting { self.summaries.len() * PAGE_BYTES + self.locals_count * 2 } else { 0 };
         self.protocols()?;
         let mut header = Header {
             generation,
@@ -217,7 +251,8 @@ impl Image {
         header.owners = self.table(words_of_u16(records.owners))?;
         header.pages = u32::try_from(self.pages.len()).map_err(|_| TooLarge)?;
         self.pages[0].words[..7].copy_from_slice(&header_words(header));
-        Ok(self.pages)
+        let bytes = size_of_val(&*self.pages) + missing;
+        Ok(Finished { pages: self.pages, bytes })
     }
 
     /// Appends a table from the next page on and answers which page that is. Never empty: a look-up past the end of

@@ -1,11 +1,12 @@
 //! Reads an image back, the slow and obvious way: an independent check of what the compiler wrote, and what
 //! `explain` shows of a classification.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+use portcullis_common::layout::{v4, v6};
 use portcullis_common::policy::{
-    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, Frontend, Header, PROTOCOL, Page,
-    RULE_ALLOW, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
+    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header,
+    PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
 };
 
 use super::Compiled;
@@ -13,16 +14,16 @@ use super::Compiled;
 /// What rules look at. Ports in native order, 0 for packets without (ICMP, ESP, AH and others).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PacketKey {
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub source_port: u16,
     pub destination_port: u16,
     /// IANA protocol number.
     pub protocol: u8,
 }
 
-/// The rule of a ruleset that decides, as its position in priority order; `None` only if the image is broken, for
-/// the last default rule matches everything.
+/// The rule of a ruleset that decides, as its position in priority order. `None` if none matches: a group's last default
+/// rule matches everything, but rules before the groups and those of platform tags need not match.
 pub fn classify(compiled: &Compiled, ruleset: u32, key: &PacketKey) -> Option<usize> {
     let image = Image { pages: &compiled.pages };
     let record = image.ruleset(ruleset);
@@ -48,8 +49,21 @@ pub fn matches(compiled: &Compiled, ruleset: u32, rule: usize, key: &PacketKey) 
     rows.map(|row| image.row(row).words[bit / 64] >> (bit % 64) & 1 == 1)
 }
 
+/// The ruleset that says of a platform exemption (`EXEMPT_*`) what a group's rules for its tag do; 0 if none is for it.
+pub fn platform_ruleset(compiled: &Compiled, ruleset: u32, exemption: u32) -> u32 {
+    let record = Image { pages: &compiled.pages }.ruleset(ruleset);
+    let index = (exemption as usize).checked_sub(1);
+    index.and_then(|index| record.platform.get(index).copied()).unwrap_or(0)
+}
+
 /// Id and "is Allow" of a rule of a ruleset, by its position in priority order.
 pub fn rule(compiled: &Compiled, ruleset: u32, rule: usize) -> (u32, bool) {
+    let word = rule_word(compiled, ruleset, rule);
+    (word & RULE_ID, word & RULE_ALLOW != 0)
+}
+
+/// The word of a rule as the datapath sees it: id, "is Allow" and [`portcullis_common::policy::rule_action`].
+pub fn rule_word(compiled: &Compiled, ruleset: u32, rule: usize) -> u32 {
     let image = Image { pages: &compiled.pages };
     image.rule_entry(image.ruleset(ruleset).rule_base as usize + first_bit(compiled, ruleset) + rule)
 }
@@ -76,23 +90,56 @@ fn field_rows(compiled: &Compiled, ruleset: &Ruleset, key: &PacketKey) -> [u32; 
 }
 
 /// The global class of an address: the longest prefix that has it.
-pub fn address_class(compiled: &Compiled, address: Ipv4Addr) -> u32 {
-    let bits = u32::from(address);
-    for len in (0..=32u8).rev() {
-        let network = (u64::from(bits) >> (32 - len) << (32 - len)) as u32;
-        let wanted = (len, network.to_be_bytes());
-        if let Ok(at) = compiled.prefixes.binary_search_by_key(&wanted, |p| (p.0, p.1)) {
-            return compiled.prefixes[at].2;
-        }
-    }
-    0
+pub fn address_class(compiled: &Compiled, address: IpAddr) -> u32 {
+    let found = match address {
+        IpAddr::V4(address) => (0..=32u8).rev().find_map(|len| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+            let wanted = (len, (u32::from(address) & mask).to_be_bytes());
+            let at = compiled.prefixes.binary_search_by_key(&wanted, |p| (p.0, p.1)).ok()?;
+            Some(compiled.prefixes[at].2)
+        }),
+        IpAddr::V6(address) => (0..=128u8).rev().find_map(|len| {
+            let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+            let wanted = (len, (u128::from(address) & mask).to_be_bytes());
+            let at = compiled.prefixes6.binary_search_by_key(&wanted, |p| (p.0, p.1)).ok()?;
+            Some(compiled.prefixes6[at].2)
+        }),
+    };
+    found.unwrap_or(0)
+}
+
+/// What the spaces map says of an address under a routing id: `kind << 24 | argument`, 0 for outside.
+pub fn space_value(compiled: &Compiled, routing: u16, address: IpAddr) -> u32 {
+    let found = match address {
+        IpAddr::V4(address) => (0..=32u8).rev().find_map(|len| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+            let wanted = (routing, len, (u32::from(address) & mask).to_be_bytes());
+            let at = compiled.spaces.binary_search_by_key(&wanted, |s| (s.0, s.1, s.2)).ok()?;
+            Some(compiled.spaces[at].3)
+        }),
+        IpAddr::V6(address) => (0..=128u8).rev().find_map(|len| {
+            let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+            let wanted = (routing, len, (u128::from(address) & mask).to_be_bytes());
+            let at = compiled.spaces6.binary_search_by_key(&wanted, |s| (s.0, s.1, s.2)).ok()?;
+            Some(compiled.spaces6[at].3)
+        }),
+    };
+    found.unwrap_or(0)
 }
 
 /// What the endpoints map says of an address: `kind << 24 | index`, 0 for nothing.
-pub fn endpoint_value(compiled: &Compiled, network: u16, address: Ipv4Addr) -> u32 {
-    let address = u32::from_ne_bytes(address.octets());
-    let key = EndpointKey { address, network, pad: 0 };
-    compiled.endpoints.iter().find(|(k, _)| *k == key).map_or(0, |&(_, value)| value)
+pub fn endpoint_value(compiled: &Compiled, network: u16, address: IpAddr) -> u32 {
+    let found = match address {
+        IpAddr::V4(_) => {
+            let key = EndpointKey { address: v4(address), network, pad: 0 };
+            compiled.endpoints.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
+        }
+        IpAddr::V6(_) => {
+            let key = EndpointKey6 { address: v6(address), network, pad: 0 };
+            compiled.endpoints6.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
+        }
+    };
+    found.unwrap_or(0)
 }
 
 /// The tables of an image.
@@ -175,10 +222,9 @@ impl Image<'_> {
         u32::from(self.u16(self.header().owners, index as usize)).checked_sub(1)
     }
 
-    /// An entry of the rules table: id and "is Allow".
-    fn rule_entry(&self, index: usize) -> (u32, bool) {
-        let entry = self.u32(self.header().rules, index);
-        (entry & !RULE_ALLOW, entry & RULE_ALLOW != 0)
+    /// An entry of the rules table.
+    fn rule_entry(&self, index: usize) -> u32 {
+        self.u32(self.header().rules, index)
     }
 
     pub fn port_class(&self, port: u16) -> u32 {

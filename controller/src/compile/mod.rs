@@ -5,41 +5,48 @@
 //! caller to keep on disk.
 
 mod addresses;
+pub mod contexts;
 mod edge;
 pub mod error;
 pub mod facts;
 mod groups;
+mod host_policy;
 mod image;
 pub mod lookup;
+mod memory;
+mod numbers;
+pub mod platform;
 mod port_classes;
 pub mod ports;
+mod prefix;
 pub mod registry;
 pub mod rules;
 mod ruleset;
 mod settings;
+mod sides;
+mod spaces;
+mod workers;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use portcullis_common::layout::{Device, Settings};
+use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 
-use portcullis_common::layout::{Device, Settings, WORLD};
-use portcullis_common::policy::{EndpointKey, EndpointKey6, IN_NETWORK, Page, space_value};
-
-pub use addresses::PLATFORM_ADDRESS;
+pub use contexts::{Context, tag_prefixes};
 pub use edge::GuestHop;
 pub use error::CompileError;
 pub use facts::{DeviceFacts, HostFacts};
+pub use groups::RulesetOf;
+pub use platform::platform_rules;
 pub use ports::Ownership;
+pub use prefix::{METADATA_ADDRESS, PLATFORM_ADDRESS};
 pub use registry::Registry;
 pub use rules::RuleInfo;
+pub use settings::epoch;
 
 use crate::policy::network::{Direction, Network};
+use contexts::Contexts;
 use edge::Edge;
-use groups::Rulesets;
+use groups::{Asked, Rulesets};
 use image::{Records, TooLarge};
-use registry::Wanted;
-
-/// What a prefix costs in the kernel's trie: a node of 64 bytes for it and at worst one where it branches off.
-const TRIE_BYTES: usize = 2 * 64;
 
 /// The tables of one generation.
 #[derive(Debug, Clone)]
@@ -49,6 +56,7 @@ pub struct Compiled {
     pub pages: Vec<Page>,
     /// Length, address and global address class, sorted by the first two. A miss is class 0.
     pub prefixes: Vec<(u8, [u8; 4], u32)>,
+    /// The same for IPv6; classes have one numbering.
     pub prefixes6: Vec<(u8, [u8; 16], u32)>,
     /// Routing id, length, address and [`portcullis_common::policy::space_value`], sorted.
     pub spaces: Vec<(u16, u8, [u8; 4], u32)>,
@@ -63,28 +71,33 @@ pub struct Compiled {
     /// A next hop for each guest address.
     pub guest_hops: Vec<GuestHop>,
     pub settings: Settings,
-    /// All rules of all groups, asked by anybody or not.
+    /// All rules of all groups, asked by anybody or not, and those before the groups.
     pub rules: Vec<RuleInfo>,
     /// What each ruleset of the image is: ruleset `n` is element `n - 1`, number 0 being "no group".
     pub rulesets: Vec<RulesetInfo>,
+    /// Where rulesets are seen from.
+    pub contexts: Vec<Context>,
     /// Name of each endpoint of the image, `vm1/ipconfig1`.
     pub members: Vec<String>,
     /// Who owns which ports from now on.
     pub ownership: Ownership,
     /// Ranges for `net.ipv4.ip_local_reserved_ports`; empty unless an uplink has `reserve_host_ports`.
     pub reserved_ports: Vec<(u16, u16)>,
-    /// Kernel memory of the image and the prefixes, about.
+    /// What is in force but hardly meant so.
+    pub warnings: Vec<CompileError>,
+    /// Kernel memory of this generation's tables, about. While a policy is applied there are two generations.
     pub memory_bytes: usize,
 }
 
 /// A ruleset of the image, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RulesetInfo {
-    /// Index into the policy's groups.
-    pub group: usize,
+    pub of: RulesetOf,
     pub direction: Direction,
     /// Index into the policy's virtual networks.
     pub network: usize,
+    /// Index into [`Compiled::contexts`].
+    pub context: usize,
     /// Bit of its first rule in its rows: rulesets with few rules share rows.
     pub first_bit: u32,
 }
@@ -92,7 +105,7 @@ pub struct RulesetInfo {
 /// Compiles a policy.
 ///
 /// `registry` and the result's `ownership` are new state for the caller to keep; on failure `registry` is as it was.
-/// Only IPv4 is compiled; IPv6 addresses and prefixes are passed over.
+/// Only IPv4 has public addresses; those of IPv6 are passed over.
 pub fn compile(
     network: &Network,
     facts: &HostFacts,
@@ -106,11 +119,11 @@ pub fn compile(
         return Err(errors);
     }
 
-    let (rules, keys) = rule_infos(network);
+    let rules = numbers::all_rules(network);
     let mut ids = registry.clone();
-    ids.begin(&wanted(network, &keys));
-    let network_ids = network_ids(network, &mut ids, &mut errors);
-    let (rules, rule_ids) = number_rules(rules, &keys, &mut ids, &mut errors);
+    ids.begin(&numbers::wanted(network, &rules));
+    let network_ids = numbers::network_ids(network, &mut ids, &mut errors);
+    let (rules, rule_ids) = numbers::number_rules(rules, &mut ids, &mut errors);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -121,20 +134,32 @@ pub fn compile(
     edge.public_addresses();
     edge.host_addresses();
     let ownership = edge.outbound(&mut ids, ownership);
-    let settings = settings::settings(network, &ids).map_err(|error| edge.errors.push(error));
+    let settings = settings::settings(network, &ids, generation).map_err(|error| edge.errors.push(error));
     let (Ok(settings), true) = (settings, edge.errors.is_empty()) else { return Err(edge.errors) };
 
+    let spaces = spaces::spaces(network, &network_ids, |id, address| edge.guest_at(id, address));
+    let spaces = spaces.map_err(|error| vec![error])?;
+    let mut contexts = Contexts::new(network);
     let mut rulesets = Rulesets::default();
-    for ((i, c, _), endpoint) in edge::guests(network).zip(&mut edge.endpoints) {
+    for ((i, c), endpoint) in edge::guests(network).zip(&mut edge.endpoints) {
         let interface = &network.interfaces[i];
         let subnet = &network.subnets[interface.addresses[c].subnet];
-        let mut number = |group, direction| rulesets.number(group, direction, subnet.network);
-        endpoint.nic_outbound = number(interface.group, Direction::Outbound);
-        endpoint.subnet_outbound = number(subnet.group, Direction::Outbound);
-        endpoint.subnet_inbound = number(subnet.group, Direction::Inbound);
-        endpoint.nic_inbound = number(interface.group, Direction::Inbound);
+        let context = contexts.of_subnet(interface.addresses[c].subnet);
+        let mut of_group = |group, direction| rulesets.of_group(group, direction, context);
+        endpoint.nic_outbound = of_group(interface.group, Direction::Outbound);
+        endpoint.subnet_outbound = of_group(subnet.group, Direction::Outbound);
+        endpoint.subnet_inbound = of_group(subnet.group, Direction::Inbound);
+        endpoint.nic_inbound = of_group(interface.group, Direction::Inbound);
+        let kms = platform::allows_kms(network, subnet);
+        if kms || network.platform.block_smtp || !network.platform.services.is_empty() {
+            let of = RulesetOf::Platform { kms };
+            endpoint.platform_outbound =
+                rulesets.number(Asked { of, direction: Direction::Outbound, context });
+        }
+        endpoint.routing = spaces.of_subnet[interface.addresses[c].subnet];
     }
-    let classified = groups::compile(network, &rulesets, &rule_ids)?;
+    let limit = memory::limit(network);
+    let classified = groups::compile(network, contexts, rulesets, &rule_ids, limit)?;
     let records = Records {
         ports: &classified.ports.of_port,
         endpoints: &edge.endpoints,
@@ -142,137 +167,50 @@ pub fn compile(
         frontends: &edge.frontends,
         owners: &edge.owners,
     };
-    let pages = classified.image.finish(generation, &records).map_err(|TooLarge| {
+    let image = classified.image.finish(generation, &records).map_err(|TooLarge| {
         vec![CompileError::new("networkSecurityGroups", "the tables of all groups are too large together")]
     })?;
-    let prefixes = classified.addresses.prefixes.iter().map(|&(prefix, class)| {
-        let (len, address) = addresses::parts(prefix);
-        (len, address, class)
-    });
-    let prefixes: Vec<_> = prefixes.collect();
+    let (mut prefixes, mut prefixes6) = (Vec::new(), Vec::new());
+    for (prefix, class) in classified.addresses.prefixes {
+        prefixes.extend(prefix.parts4().map(|(len, address)| (len, address, class)));
+        prefixes6.extend(prefix.parts6().map(|(len, address)| (len, address, class)));
+    }
+    prefixes.sort_unstable();
+    prefixes6.sort_unstable();
+    let (spaces4, spaces6) = spaces.tables();
+    let (endpoints, endpoints6) = edge.entries();
 
-    *registry = ids;
-    Ok(Compiled {
+    let info = |(asked, first_bit): (&Asked, u32)| RulesetInfo {
+        of: asked.of,
+        direction: asked.direction,
+        network: classified.contexts[asked.context].network,
+        context: asked.context,
+        first_bit,
+    };
+    let mut compiled = Compiled {
         generation,
-        memory_bytes: size_of_val(&*pages) + prefixes.len() * TRIE_BYTES,
-        pages,
+        memory_bytes: 0,
         prefixes,
-        prefixes6: Vec::new(),
-        spaces6: Vec::new(),
-        endpoints6: Vec::new(),
-        spaces: spaces(network, &network_ids),
-        endpoints: edge.entries(),
+        prefixes6,
+        spaces: spaces4,
+        spaces6,
+        endpoints,
+        endpoints6,
         devices: edge.devices,
         missing_devices: edge.missing_devices,
         guest_hops: edge.hops,
         settings,
         rules,
-        rulesets: rulesets
-            .asked
-            .iter()
-            .zip(classified.first_bits)
-            .map(|(a, first_bit)| RulesetInfo {
-                group: a.group,
-                direction: a.direction,
-                network: a.network,
-                first_bit,
-            })
-            .collect(),
+        rulesets: classified.asked.iter().zip(classified.first_bits).map(info).collect(),
+        contexts: classified.contexts,
         members: edge.names,
         ownership,
         reserved_ports: edge.reserved_ports,
-    })
-}
-
-/// Every rule of every group without its id, and its key in the registry.
-fn rule_infos(network: &Network) -> (Vec<(usize, RuleInfo)>, Vec<String>) {
-    let mut infos = Vec::new();
-    let mut keys = Vec::new();
-    for (number, group) in network.groups.iter().enumerate() {
-        for direction in [Direction::Inbound, Direction::Outbound] {
-            for rule in rules::in_order(group, direction) {
-                let name = rules::display_name(rule);
-                keys.push(rules::key(&group.name, direction, &name));
-                let (priority, access) = (rule.priority, rule.access);
-                let info = RuleInfo { id: 0, group: group.name.clone(), direction, name, priority, access };
-                infos.push((number, info));
-            }
-        }
-    }
-    (infos, keys)
-}
-
-/// The names the registry must not give up.
-fn wanted(network: &Network, rule_keys: &[String]) -> Wanted {
-    let hops = edge::guests(network).map(|(i, c, _)| format!("guest:{}", edge::member_name(network, i, c)));
-    let rules = network.load_balancers.iter().flat_map(|balancer| &balancer.outbound_rules);
-    Wanted {
-        next_hops: hops.collect(),
-        rules: rule_keys.iter().cloned().collect(),
-        networks: network.virtual_networks.iter().map(|v| v.name.clone()).collect(),
-        idle: rules.filter_map(|rule| rule.idle_timeout_seconds).map(|seconds| seconds.to_string()).collect(),
-    }
-}
-
-/// The network id of each virtual network. What the policy numbers them with holds within one policy only; flows
-/// live longer.
-fn network_ids(network: &Network, registry: &mut Registry, errors: &mut Vec<CompileError>) -> Vec<u16> {
-    let mut ids = Vec::new();
-    for space in &network.virtual_networks {
-        match registry.network(&space.name, space.id) {
-            Ok(id) => ids.push(id),
-            Err(full) => {
-                errors.push(CompileError::new(format!("virtualNetworks/{}", space.name), full.to_string()));
-                return ids;
-            }
-        }
-    }
-    ids
-}
-
-/// Ids of a group's rules in one direction, in priority order.
-type RuleIds = HashMap<(usize, Direction), Vec<u32>>;
-
-fn number_rules(
-    infos: Vec<(usize, RuleInfo)>,
-    keys: &[String],
-    registry: &mut Registry,
-    errors: &mut Vec<CompileError>,
-) -> (Vec<RuleInfo>, RuleIds) {
-    let mut ids = RuleIds::new();
-    let mut rules = Vec::with_capacity(infos.len());
-    for ((group, mut info), key) in infos.into_iter().zip(keys) {
-        match registry.rule(key) {
-            Ok(id) => info.id = id,
-            Err(full) => {
-                errors.push(CompileError::new(
-                    format!("networkSecurityGroups/{}", info.group),
-                    full.to_string(),
-                ));
-                return (rules, ids);
-            }
-        }
-        ids.entry((group, info.direction)).or_default().push(info.id);
-        rules.push(info);
-    }
-    (rules, ids)
-}
-
-/// Each virtual network's address space under its id, and all of them under the world's.
-fn spaces(network: &Network, ids: &[u16]) -> Vec<(u16, u8, [u8; 4], u32)> {
-    let mut spaces = BTreeSet::new();
-    for (space, &id) in network.virtual_networks.iter().zip(ids) {
-        for net in space.address_space.iter() {
-            if let IpAddr::V4(address) = net.network() {
-                spaces.insert((id, net.prefix_len(), address.octets(), space_value(IN_NETWORK, id.into())));
-                spaces.insert((
-                    WORLD,
-                    net.prefix_len(),
-                    address.octets(),
-                    space_value(IN_NETWORK, WORLD.into()),
-                ));
-            }
-        }
-    }
-    spaces.into_iter().collect()
+        warnings: spaces.warnings,
+        pages: image.pages,
+    };
+    compiled.memory_bytes = memory::kernel_bytes(&compiled, image.bytes);
+    memory::check(network, compiled.memory_bytes).map_err(|error| vec![error])?;
+    *registry = ids;
+    Ok(compiled)
 }

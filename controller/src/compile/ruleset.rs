@@ -22,7 +22,7 @@ pub(super) struct Rule {
 #[derive(Debug, Clone)]
 pub(super) enum Side {
     Any,
-    /// Any of these lists; none at all for a side that has IPv6 prefixes only.
+    /// Any of these lists; none at all for an application group of another virtual network.
     Lists(Vec<u32>),
 }
 
@@ -273,7 +273,7 @@ fn protocol_rows(rules: &[Rule], width: usize) -> Vec<u64> {
 }
 
 /// A hash that is fast on words. Equality is always checked where it matters.
-fn hash(words: impl Iterator<Item = u64>, seed: u64) -> u64 {
+pub(super) fn hash(words: impl Iterator<Item = u64>, seed: u64) -> u64 {
     words.fold(seed ^ 0x9e37_79b9_7f4a_7c15, |h, word| {
         let h = (h ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
         h ^ h >> 32

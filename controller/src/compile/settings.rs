@@ -7,13 +7,26 @@ use portcullis_common::layout::{
 
 use super::error::CompileError;
 use super::registry::Registry;
-use crate::policy::network::{Network, TransportProtocol};
+use crate::policy::network::{Network, OnRuleChange, TransportProtocol};
 
 /// Sampled events per tick and CPU: enough to see what is happening, too few to slow a flood down further.
 const EVENT_RATE: u32 = 8;
 
+/// Flows judged again per tick (67 ms) and CPU after rules have changed: 60,000 a second, a fraction of what a CPU can
+/// do of new ones, so that these are not held up. The others wait for their next packet after that.
+const REEVALUATE: u32 = 4096;
+
+/// What flows judged under a generation are stamped with.
+pub fn epoch(generation: u32) -> u32 {
+    generation & 0xfff
+}
+
 /// The settings of a generation. The registry has the idle classes already.
-pub(super) fn settings(network: &Network, registry: &Registry) -> Result<Settings, CompileError> {
+pub(super) fn settings(
+    network: &Network,
+    registry: &Registry,
+    generation: u32,
+) -> Result<Settings, CompileError> {
     let t = &network.timeouts;
     let access = &network.host_access;
     // A class that stands for nothing must not mean "expired at once".
@@ -62,8 +75,11 @@ pub(super) fn settings(network: &Network, registry: &Registry) -> Result<Setting
         host_access,
         services_used: services.len() as u32,
         event_rate: EVENT_RATE,
-        epoch: 0,
-        reevaluate: 0,
+        epoch: epoch(generation),
+        reevaluate: match network.on_rule_change {
+            OnRuleChange::Keep => 0,
+            OnRuleChange::Reevaluate => REEVALUATE,
+        },
         services: table,
     })
 }

@@ -86,7 +86,10 @@ impl Gateway {
         let plan = block_in_place(|| {
             plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
-        let mut load = LoadOptions::for_flows(loaded.network.flow_table.max_flows);
+        let mut load = LoadOptions::for_flows(
+            loaded.network.flow_table.max_flows,
+            loaded.network.flow_table.max_flows_v6,
+        );
         // The programs log every new flow at debug. Below that they are loaded without it, and it costs nothing.
         if log::max_level() >= log::LevelFilter::Debug {
             load.log_level = log::max_level();

@@ -1,6 +1,7 @@
 //! From a policy and this host to everything that is to be done, before anything is done.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, anyhow};
 
@@ -51,7 +52,7 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
         .await?
         .into_iter()
         .filter(|known| !ours.contains(&(known.ifindex, known.address)))
-        .map(|known| known.address.addr())
+        .map(|known| IpAddr::V4(known.address.addr()))
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -119,6 +120,7 @@ pub fn renumber(compiled: &mut Compiled, generation: u32) -> anyhow::Result<()> 
     word[..4].copy_from_slice(&generation.to_ne_bytes());
     header.words[0] = u64::from_ne_bytes(word);
     compiled.generation = generation;
+    compiled.settings.epoch = compile::epoch(generation);
     let image = compile::lookup::Image { pages: &compiled.pages };
     if image.header().generation != generation {
         return Err(anyhow!(

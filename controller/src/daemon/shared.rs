@@ -32,7 +32,7 @@ pub struct InForce {
     pub links: Links,
     pub choices: Vec<DeviceChoice>,
     pub applied_at: SystemTime,
-    /// What preparing the host could not do.
+    /// What preparing the host could not do, and what the compiler found strange.
     pub warnings: Vec<String>,
     /// Devices that are awaited.
     pub waiting: Vec<String>,
@@ -72,17 +72,13 @@ impl InForce {
         let rules = compiled.rules.iter().enumerate().map(|(i, rule)| (rule.id, i)).collect();
         let hops = compiled.guest_hops.iter().enumerate().map(|(i, hop)| (hop.index, i)).collect();
         let applied_at = SystemTime::now();
-        // The compiler numbers the IPv4 configurations in the policy's order; its names say the same once more.
-        let places = loaded
-            .network
-            .interfaces
-            .iter()
-            .enumerate()
-            .flat_map(|(i, interface)| {
-                let configurations = interface.addresses.iter().enumerate();
-                configurations.filter(|(_, c)| c.address.is_ipv4()).map(move |(c, _)| (i, c))
-            })
+        // The compiler numbers the configurations in the policy's order; its names say the same once more.
+        let interfaces = loaded.network.interfaces.iter().enumerate();
+        let places = interfaces
+            .flat_map(|(i, interface)| (0..interface.addresses.len()).map(move |c| (i, c)))
             .collect();
+        let of_policy = compiled.warnings.iter().map(ToString::to_string);
+        let warnings = warnings.into_iter().chain(of_policy).collect();
         Self {
             file,
             loaded,

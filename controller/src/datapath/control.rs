@@ -104,9 +104,9 @@ impl ControlWord {
         unsafe { (&raw mut (*self.at()).settings[parity]).write_volatile(*settings) };
     }
 
-    /// Prepares the control word for a flow table of this many buckets, drawing the secrets of its hash unless there
-    /// are some: without the old ones the flows in the table could not be found again.
-    pub fn adopt(&self, buckets: u32) -> anyhow::Result<()> {
+    /// Prepares the control word for flow tables of this many buckets, drawing the secrets of their hash unless there
+    /// are some: without the old ones the flows in the tables could not be found again.
+    pub fn adopt(&self, buckets: u32, buckets6: u32) -> anyhow::Result<()> {
         if self.read().seed == [0, 0] {
             let mut seed = [0u64; 2];
             let length = size_of_val(&seed);
@@ -118,8 +118,11 @@ impl ControlWord {
             // SAFETY: in bounds; no program of ours is attached before the secrets are drawn.
             unsafe { (&raw mut (*self.at()).seed).write_volatile(seed) };
         }
-        // SAFETY: in bounds; on adoption the same number is written again.
-        unsafe { (&raw mut (*self.at()).bucket_mask).write_volatile(buckets - 1) };
+        // SAFETY: in bounds; on adoption the same numbers are written again.
+        unsafe {
+            (&raw mut (*self.at()).bucket_mask).write_volatile(buckets - 1);
+            (&raw mut (*self.at()).bucket_mask6).write_volatile(buckets6 - 1);
+        }
         Ok(())
     }
 }

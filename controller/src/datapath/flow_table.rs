@@ -4,14 +4,16 @@
 //! slot, was the same before and after.
 
 use std::mem;
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use portcullis_common::clock::{GRACE, TICK_SHIFT, passed};
-use portcullis_common::flow::{BUSY, Ctl, FREE, LIVE, TENTATIVE};
-use portcullis_common::layout::{BUCKET_SLOTS, Bucket, HalfRecord};
+use portcullis_common::flow::{BUSY, Ctl, ENDED, FREE, LIVE, TENTATIVE};
+use portcullis_common::layout::{BUCKET_SLOTS, Bucket, Bucket6, HalfRecord, HalfRecord6};
 
 use super::control::Mapping;
 use super::load::Datapath;
+use super::table::Table;
 
 const WORDS: usize = mem::size_of::<HalfRecord>() / 8;
 const CTL_WORD: usize = mem::offset_of!(HalfRecord, ctl) / 8;
@@ -22,6 +24,8 @@ const CTL_WORD: usize = mem::offset_of!(HalfRecord, ctl) / 8;
 pub struct FlowTable {
     mapping: Mapping,
     slots: u32,
+    /// Bytes from one half-record to the next.
+    stride: usize,
 }
 
 /// What a sweep found.
@@ -36,16 +40,30 @@ pub struct Swept {
 }
 
 impl Datapath {
-    /// Maps the flow table.
+    /// Maps the flow table for IPv4.
     pub fn flow_table(&self) -> anyhow::Result<FlowTable> {
-        let table = &self.tables.flows;
-        table.check::<u32, Bucket>(1);
-        let slots = table.shape.max_entries * BUCKET_SLOTS as u32;
-        Ok(FlowTable { mapping: Mapping::new(table)?, slots })
+        self.tables.flows.check::<u32, Bucket>(1);
+        FlowTable::map(&self.tables.flows, size_of::<HalfRecord>())
+    }
+
+    /// Maps the flow table for IPv6.
+    pub fn flow_table6(&self) -> anyhow::Result<FlowTable> {
+        self.tables.flows6.check::<u32, Bucket6>(1);
+        FlowTable::map(&self.tables.flows6, size_of::<HalfRecord6>())
     }
 }
 
 impl FlowTable {
+    fn map(table: &Table, stride: usize) -> anyhow::Result<Self> {
+        let slots = table.shape.max_entries * BUCKET_SLOTS as u32;
+        Ok(Self { mapping: Mapping::new(table)?, slots, stride })
+    }
+
+    /// Are these the flows of IPv6?
+    pub fn is_v6(&self) -> bool {
+        self.stride == size_of::<HalfRecord6>()
+    }
+
     /// Number of half-records the table has room for.
     pub fn slots(&self) -> u32 {
         self.slots
@@ -59,11 +77,12 @@ impl FlowTable {
     pub fn slot(&self, index: u32) -> *mut HalfRecord {
         assert!(index < self.slots, "slot {index} of {}", self.slots);
         // SAFETY: the mapping holds `slots` records, bucket after bucket without gaps.
-        unsafe { self.mapping.as_ptr().cast::<HalfRecord>().add(index as usize) }
+        unsafe { self.mapping.as_ptr().add(index as usize * self.stride).cast() }
     }
 
-    /// Bucket `index`; `None` if there is no such bucket. As for [`FlowTable::slot`].
+    /// Bucket `index` of the table for IPv4; `None` if there is no such bucket. As for [`FlowTable::slot`].
     pub fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        assert!(!self.is_v6());
         let first = index.checked_mul(BUCKET_SLOTS as u32).filter(|&first| first < self.slots)?;
         Some(self.slot(first).cast())
     }
@@ -90,6 +109,50 @@ impl FlowTable {
         let same = (before.generation(), before.phase()) == (after.generation(), after.phase());
         // SAFETY: 64 bytes of plain integers either way.
         same.then(|| unsafe { mem::transmute::<[u64; WORDS], HalfRecord>(words) })
+    }
+
+    /// Source and destination of the key of an IPv6 slot, under the generation that `record` was read with.
+    pub fn addresses6(&self, index: u32, record: &HalfRecord) -> Option<[Ipv6Addr; 2]> {
+        if !self.is_v6() {
+            return None;
+        }
+        let wide = self.slot(index).cast::<HalfRecord6>();
+        // SAFETY: in the record; addresses are written before the slot is published and not while it lives, and the
+        // generation says whether it is the same life.
+        let (source, destination) = unsafe {
+            ((&raw const (*wide).source).read_volatile(), (&raw const (*wide).destination).read_volatile())
+        };
+        fence(Ordering::Acquire);
+        (self.ctl(index).generation() == Ctl(record.ctl).generation())
+            .then(|| [source, destination].map(address6))
+    }
+
+    /// Ends a flow of which `record` is one half: both directions are gone for the datapath at once, a mapping behind
+    /// it stays until it is idle. `false` if the flow has ended already.
+    pub fn end(&self, index: u32, record: &HalfRecord, now: u32) -> bool {
+        let generation = Ctl(record.ctl).generation();
+        let mut ended = false;
+        for at in [index, record.peer] {
+            if at >= self.slots {
+                continue;
+            }
+            // The TCP state may move meanwhile: a few attempts.
+            for _ in 0..16 {
+                let seen = self.ctl(at);
+                if seen.phase() != LIVE || seen.generation() != generation {
+                    break;
+                }
+                // SAFETY: in the record; a word that is written whole, by the kernel too.
+                unsafe { (&raw mut (*self.slot(at)).deadline).write_volatile(now) };
+                let gone = seen.with_phase(ENDED);
+                let word = self.word(at, CTL_WORD);
+                if word.compare_exchange(seen.0, gone.0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                    ended = true;
+                    break;
+                }
+            }
+        }
+        ended
     }
 
     /// Copies of all published half-records with their slots, the expired among them ([`FlowTable::is_alive`]). A
@@ -140,6 +203,7 @@ impl FlowTable {
             let dead = passed(record.deadline.wrapping_add(GRACE), now)
                 && match ctl.phase() {
                     LIVE => !self.peer_alive(&record, now, GRACE),
+                    ENDED => true,
                     BUSY | TENTATIVE => passed(record.deadline.wrapping_add(8 * GRACE), now),
                     _ => false,
                 };
@@ -159,6 +223,15 @@ impl FlowTable {
         }
         swept
     }
+}
+
+/// An IPv6 address as the tables have it.
+pub fn address6(words: [u32; 4]) -> Ipv6Addr {
+    let mut bytes = [0; 16];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes.into()
 }
 
 /// Now, in ticks of [`portcullis_common::clock`], by the clock the programs read.

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, ensure};
+use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use portcullis_common::layout::{
     DEVICE_SLOTS, Device, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_GUEST, NEXT_HOP_HOST, NEXT_HOP_SLOTS,
@@ -123,12 +124,15 @@ impl Datapath {
     }
 
     /// Everything before the flip; what it returns are the new inner tables, in the order of [`GENERATION`].
-    fn prepare_generation(&self, image: &PolicyImage, undo: &mut Undo) -> anyhow::Result<[Table; 4]> {
+    fn prepare_generation(&self, image: &PolicyImage, undo: &mut Undo) -> anyhow::Result<[Table; 7]> {
         let inner = [
             self.make_pages(&image.pages)?,
-            self.make_prefixes(&image.prefixes)?,
+            self.make_prefixes("PREFIXES", &image.prefixes)?,
             self.make_spaces(&image.spaces)?,
-            self.make_endpoints(&image.endpoints)?,
+            self.make_map("ENDPOINTS", &image.endpoints)?,
+            self.make_prefixes("PREFIXES6", &image.prefixes6)?,
+            self.make_spaces6(&image.spaces6)?,
+            self.make_map("ENDPOINTS6", &image.endpoints6)?,
         ];
         for (number, (outer, table)) in self.tables.of_generation().into_iter().zip(&inner).enumerate() {
             undo.slots.push(number);
@@ -156,32 +160,41 @@ impl Datapath {
         Ok(table)
     }
 
-    fn make_prefixes(&self, prefixes: &[(u8, [u8; 4], u32)]) -> anyhow::Result<Table> {
-        let table = self.inner_table("PREFIXES", prefixes.len())?;
-        let keys: Vec<Key<[u8; 4]>> = prefixes.iter().map(|p| Key::new(u32::from(p.0), p.1)).collect();
-        let classes: Vec<u32> = prefixes.iter().map(|p| p.2).collect();
-        table.update_batch(&keys, &classes)?;
-        Ok(table)
+    fn make_prefixes<A: Pod>(&self, name: &str, prefixes: &[(u8, A, u32)]) -> anyhow::Result<Table> {
+        let entries: Vec<_> = prefixes.iter().map(|&(len, a, v)| (Key::new(u32::from(len), a), v)).collect();
+        self.make_map(name, &entries)
     }
 
     fn make_spaces(&self, spaces: &[(u16, u8, [u8; 4], u32)]) -> anyhow::Result<Table> {
-        let table = self.inner_table("SPACES", spaces.len())?;
-        let keys: Vec<Key<[u8; 8]>> = spaces
+        let entries: Vec<(Key<[u8; 8]>, u32)> = spaces
             .iter()
-            .map(|&(routing, length, [a, b, c, d], _)| {
-                let [high, low] = routing.to_be_bytes();
-                Key::new(16 + u32::from(length), [high, low, a, b, c, d, 0, 0])
+            .map(|&(routing, length, address, value)| {
+                let mut key = [0; 8];
+                key[..2].copy_from_slice(&routing.to_be_bytes());
+                key[2..6].copy_from_slice(&address);
+                (Key::new(16 + u32::from(length), key), value)
             })
             .collect();
-        let values: Vec<u32> = spaces.iter().map(|s| s.3).collect();
-        table.update_batch(&keys, &values)?;
-        Ok(table)
+        self.make_map("SPACES", &entries)
     }
 
-    fn make_endpoints(&self, endpoints: &[(EndpointKey, u32)]) -> anyhow::Result<Table> {
-        let table = self.inner_table("ENDPOINTS", endpoints.len())?;
-        let keys: Vec<EndpointKey> = endpoints.iter().map(|e| e.0).collect();
-        let values: Vec<u32> = endpoints.iter().map(|e| e.1).collect();
+    fn make_spaces6(&self, spaces: &[(u16, u8, [u8; 16], u32)]) -> anyhow::Result<Table> {
+        let entries: Vec<(Key<[u8; 20]>, u32)> = spaces
+            .iter()
+            .map(|&(routing, length, address, value)| {
+                let mut key = [0; 20];
+                key[..2].copy_from_slice(&routing.to_be_bytes());
+                key[2..18].copy_from_slice(&address);
+                (Key::new(16 + u32::from(length), key), value)
+            })
+            .collect();
+        self.make_map("SPACES6", &entries)
+    }
+
+    /// A table of the generation, made and filled.
+    fn make_map<K: Pod>(&self, name: &str, entries: &[(K, u32)]) -> anyhow::Result<Table> {
+        let table = self.inner_table(name, entries.len())?;
+        let (keys, values): (Vec<K>, Vec<u32>) = entries.iter().copied().unzip();
         table.update_batch(&keys, &values)?;
         Ok(table)
     }
@@ -245,7 +258,7 @@ impl Datapath {
     fn retire_previous(
         &self,
         image: &PolicyImage,
-        inner: &[Table; 4],
+        inner: &[Table; 7],
         out: &mut Installed,
     ) -> anyhow::Result<()> {
         let parity = image.generation & 1;
@@ -275,8 +288,8 @@ impl Datapath {
 
 /// The hop as wanted, with the hardware address that was learned for the same guest on the same device.
 fn keep_learned(before: &NextHop, mut wanted: NextHop) -> NextHop {
-    let same =
-        before.kind == wanted.kind && before.ifindex == wanted.ifindex && before.address == wanted.address;
+    let same = (before.kind, before.ifindex, before.address, before.address6)
+        == (wanted.kind, wanted.ifindex, wanted.address, wanted.address6);
     let named = (before.flags | wanted.flags) & HOP_FLAG_PINNED != 0;
     if same && !named && before.flags & HOP_FLAG_RESOLVED != 0 && wanted.flags & HOP_FLAG_RESOLVED == 0 {
         wanted.mac = before.mac;
@@ -292,7 +305,7 @@ fn set_slot(outer: &Table, slot: u32, inner: &Table) -> anyhow::Result<()> {
     outer.update(&slot, &fd, 0).with_context(|| format!("setting {}[{slot}]", outer.name))
 }
 
-const _: () = assert!(GENERATION.len() == 4);
+const _: () = assert!(GENERATION.len() == 7);
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@ use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop};
 
 use super::control::ControlWord;
 use super::kernel_types::Namespace;
-use super::object::{self, GENERATION, PINNED, STAGED, STAGES, Shapes};
+use super::object::{self, GENERATION, PINNED, SIZED, STAGED, STAGES, Shapes};
 use super::pins::{self, Pins};
 use super::sys;
 use super::table::Table;
@@ -24,21 +24,27 @@ pub struct LoadOptions {
     /// Buckets of the flow table, eight half-records of 64 bytes each; rounded up to a power of two. A flow takes two
     /// half-records and the table works well up to half full, so this is `max_flows * 2 * 2 / 8`.
     pub flow_buckets: u32,
+    /// The same for IPv6, whose half-records are 128 bytes.
+    pub flow_buckets6: u32,
     /// What the programs themselves log; off costs nothing, anything else costs every packet.
     pub log_level: log::LevelFilter,
 }
 
 impl LoadOptions {
-    /// Options for at most this many flows at once.
-    pub fn for_flows(max_flows: u32) -> Self {
-        let buckets = (u64::from(max_flows) * 4).div_ceil(8).next_power_of_two();
-        Self { flow_buckets: buckets.min(1 << 28) as u32, ..Self::default() }
+    /// Options for at most this many flows of either family at once.
+    pub fn for_flows(max_flows: u32, max_flows6: u32) -> Self {
+        let buckets = |flows: u32| (u64::from(flows) * 4).div_ceil(8).next_power_of_two();
+        Self {
+            flow_buckets: buckets(max_flows).min(1 << 28) as u32,
+            flow_buckets6: buckets(max_flows6).min(1 << 27) as u32,
+            ..Self::default()
+        }
     }
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { flow_buckets: 1 << 16, log_level: log::LevelFilter::Off }
+        Self { flow_buckets: 1 << 16, flow_buckets6: 1 << 12, log_level: log::LevelFilter::Off }
     }
 }
 
@@ -49,10 +55,14 @@ pub(super) struct Tables {
     pub devices: Table,
     pub next_hops: Table,
     pub flows: Table,
+    pub flows6: Table,
     pub pages: Table,
     pub prefixes: Table,
     pub spaces: Table,
     pub endpoints: Table,
+    pub prefixes6: Table,
+    pub spaces6: Table,
+    pub endpoints6: Table,
     pub routes: Table,
     pub reasons: Table,
     pub rule_counts: Table,
@@ -98,13 +108,18 @@ impl Datapath {
     fn load(pins: &Pins, options: &LoadOptions, lock: Flock<File>, adopted: bool) -> anyhow::Result<Self> {
         let mut notes = Vec::new();
         let shapes = Shapes::read()?;
-        let buckets = flow_buckets(pins, &shapes, options, &mut notes)?;
+        let buckets = flow_buckets(pins, &shapes, "FLOWS", options.flow_buckets, &mut notes)?;
+        let buckets6 = flow_buckets(pins, &shapes, "FLOWS6", options.flow_buckets6, &mut notes)?;
         for name in PINNED {
-            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, name == "FLOWS")?;
+            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, SIZED.contains(&name))?;
         }
         let log_level = options.log_level as u8;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("FLOWS", buckets).override_global(aya_log::LEVEL, &log_level, false);
+        loader.map_max_entries("FLOWS", buckets).map_max_entries("FLOWS6", buckets6).override_global(
+            aya_log::LEVEL,
+            &log_level,
+            false,
+        );
         let (namespace, note) = match Namespace::here() {
             Ok(namespace) => (namespace, None),
             // The counters then tell of the whole machine; nothing else depends on it.
@@ -125,7 +140,7 @@ impl Datapath {
         let tables = Tables::open(pins, &shapes)?;
         check_inner(&tables, &shapes)?;
         let control = ControlWord::new(&tables.control)?;
-        control.adopt(buckets)?;
+        control.adopt(buckets, buckets6)?;
         if tables
             .next_hops
             .lookup::<u32, NextHop>(&u32::from(NEXT_HOP_HOST))?
@@ -193,7 +208,7 @@ impl Drop for Datapath {
 impl Tables {
     fn open(pins: &Pins, shapes: &Shapes) -> anyhow::Result<Self> {
         let open = |name: &str| {
-            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, name == "FLOWS")?
+            pins::open_checked(name, &pins.map(name), &shapes.map(name)?, SIZED.contains(&name))?
                 .with_context(|| format!("{} is gone", pins.map(name).display()))
         };
         Ok(Self {
@@ -201,10 +216,14 @@ impl Tables {
             devices: open("DEVICES")?,
             next_hops: open("NEXT_HOPS")?,
             flows: open("FLOWS")?,
+            flows6: open("FLOWS6")?,
             pages: open("PAGES")?,
             prefixes: open("PREFIXES")?,
             spaces: open("SPACES")?,
             endpoints: open("ENDPOINTS")?,
+            prefixes6: open("PREFIXES6")?,
+            spaces6: open("SPACES6")?,
+            endpoints6: open("ENDPOINTS6")?,
             routes: open("ROUTES")?,
             reasons: open("REASONS")?,
             rule_counts: open("RULE_COUNTS")?,
@@ -213,29 +232,37 @@ impl Tables {
     }
 
     /// The tables of tables, in the order of [`GENERATION`].
-    pub fn of_generation(&self) -> [&Table; 4] {
-        [&self.pages, &self.prefixes, &self.spaces, &self.endpoints]
+    pub fn of_generation(&self) -> [&Table; 7] {
+        [
+            &self.pages,
+            &self.prefixes,
+            &self.spaces,
+            &self.endpoints,
+            &self.prefixes6,
+            &self.spaces6,
+            &self.endpoints6,
+        ]
     }
 }
 
-/// Buckets the flow table gets: what was asked for, or what it already has.
+/// Buckets a flow table gets: what was asked for, or what it already has.
 fn flow_buckets(
     pins: &Pins,
     shapes: &Shapes,
-    options: &LoadOptions,
+    name: &str,
+    wish: u32,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<u32> {
-    let wish =
-        options.flow_buckets.max(8).checked_next_power_of_two().context("flow_buckets is above 2^31")?;
-    let Some(flows) = pins::open_checked("FLOWS", &pins.map("FLOWS"), &shapes.map("FLOWS")?, true)? else {
+    let wish = wish.max(8).checked_next_power_of_two().context("flow_buckets is above 2^31")?;
+    let Some(flows) = pins::open_checked(name, &pins.map(name), &shapes.map(name)?, true)? else {
         return Ok(wish);
     };
     let have = flows.shape.max_entries;
-    ensure!(have.is_power_of_two(), "{} has {have} buckets, not a power of two", pins.map("FLOWS").display());
+    ensure!(have.is_power_of_two(), "{} has {have} buckets, not a power of two", pins.map(name).display());
     if have != wish {
         notes.push(format!(
-            "the flow table keeps its {have} buckets instead of {wish}: another size needs `portcullis down` first, \
-             which ends every live flow"
+            "the flow table {name} keeps its {have} buckets instead of {wish}: another size needs `portcullis down` \
+             first, which ends every live flow"
         ));
     }
     Ok(have)

@@ -40,7 +40,7 @@ pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
 pub use counters::LOST_SLOTS;
 pub use down::{down, in_use};
 pub use events::{AsyncEvents, Events, KernelLog};
-pub use flow_table::{FlowTable, Swept, now_tick};
+pub use flow_table::{FlowTable, Swept, address6, now_tick};
 pub use generation::{Installed, PolicyImage};
 pub use inspect::{HookState, ProgramInfo};
 pub use load::{Datapath, LoadOptions};

@@ -15,15 +15,19 @@ use super::sys::Shape;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT_PATH"));
 
 /// Tables that outlive the controller.
-pub(super) const PINNED: [&str; 14] = [
+pub(super) const PINNED: [&str; 18] = [
     "CONTROL",
     "DEVICES",
     "NEXT_HOPS",
     "FLOWS",
+    "FLOWS6",
     "PAGES",
     "PREFIXES",
     "SPACES",
     "ENDPOINTS",
+    "PREFIXES6",
+    "SPACES6",
+    "ENDPOINTS6",
     "ROUTES",
     "REASONS",
     "RULE_COUNTS",
@@ -33,13 +37,26 @@ pub(super) const PINNED: [&str; 14] = [
 ];
 
 /// Tables of the tables of a generation; two slots each, by parity.
-pub(super) const GENERATION: [&str; 4] = ["PAGES", "PREFIXES", "SPACES", "ENDPOINTS"];
+pub(super) const GENERATION: [&str; 7] =
+    ["PAGES", "PREFIXES", "SPACES", "ENDPOINTS", "PREFIXES6", "SPACES6", "ENDPOINTS6"];
+
+/// Tables whose size the operator chooses.
+pub(super) const SIZED: [&str; 2] = ["FLOWS", "FLOWS6"];
 
 /// The hooks that have stages: what the program array and the program names are made of.
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-pub(super) const STAGES: [(&str, u32); 4] = [("classify", 1), ("claim", 2), ("icmp", 3), ("fragment", 4)];
+pub(super) const STAGES: [(&str, u32); 8] = [
+    ("classify", 1),
+    ("claim", 2),
+    ("icmp", 3),
+    ("fragment", 4),
+    ("entry6", 5),
+    ("classify6", 6),
+    ("claim6", 7),
+    ("nd", 8),
+];
 
 /// Tracepoints behind which redirected packets are lost, and the programs that count them.
 pub(super) const TRACEPOINTS: [(&str, &str); 2] =

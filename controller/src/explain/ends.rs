@@ -94,7 +94,11 @@ pub fn ends<'a>(in_force: &'a InForce, question: &Question) -> Result<Ends<'a>, 
             let destination = match to {
                 End::Guest(guest) => public_address(guest)?,
                 End::Host => {
-                    *in_force.facts.addresses.iter().find(|a| !a.is_loopback()).ok_or_else(|| {
+                    let mut known = in_force.facts.addresses.iter().filter_map(|address| match address {
+                        IpAddr::V4(address) => Some(*address),
+                        IpAddr::V6(_) => None,
+                    });
+                    known.find(|a| !a.is_loopback()).ok_or_else(|| {
                         Failure::input("this host has no address: name the one that is asked")
                     })?
                 }

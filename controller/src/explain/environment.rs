@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_common::engine::host::{HostEnv, HostPolicy};
+use portcullis_common::engine::host::HostEnv;
 use portcullis_common::layout::{DEVICE_GUEST, Device, HOP_FLAG_RESOLVED, HOP_GUEST, NextHop};
 
 use super::ends::{End, Ends};
@@ -28,15 +28,7 @@ pub fn environment(
     env.control.generation = compiled.generation;
     env.control.settings[parity as usize] = compiled.settings;
     env.set_now(now_tick());
-    let mut policy = HostPolicy { pages: compiled.pages.clone(), ..HostPolicy::default() };
-    for &(length, address, class) in &compiled.prefixes {
-        policy.prefixes.insert(length, u32::from_be_bytes(address), class);
-    }
-    for &(routing, length, address, value) in &compiled.spaces {
-        policy.spaces.entry(routing).or_default().insert(length, u32::from_be_bytes(address), value);
-    }
-    policy.endpoints.extend(compiled.endpoints.iter().copied());
-    env.policy[parity as usize] = policy;
+    env.policy[parity as usize] = compiled.host_policy();
     for device in &compiled.devices {
         env.set_device(parity, *device);
     }
@@ -48,7 +40,7 @@ pub fn environment(
         env.set_next_hop(*index, *hop);
     }
     for route in &routes {
-        env.routes.insert(route.prefix_length, u32::from(route.destination), route.next_hop);
+        env.routes.insert4(route.prefix_length, route.destination.octets(), route.next_hop);
     }
     let mac = the_guest(&mut env, in_force, ends, parity, &hops);
     Ok((env, mac))

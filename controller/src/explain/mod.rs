@@ -123,7 +123,7 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
     let reason = reason.map_or(Reason::NotOurs, |(reason, _)| *reason);
     let verdict = match verdict {
         Verdict::Drop => "drop",
-        Verdict::Redirect(_) | Verdict::Neighbour(..) => "forward",
+        Verdict::Redirect(_) | Verdict::Neighbour(..) | Verdict::Neighbour6(_) => "forward",
         Verdict::Pass | Verdict::Next(_) if from_host => "forward",
         Verdict::Pass | Verdict::Next(_) => "host",
     };

@@ -1,6 +1,6 @@
 //! Which groups were asked, and which of their rules answered.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use portcullis_common::engine::{Context, WAY_INSTANCE_IN};
 use serde::{Deserialize, Serialize};
@@ -59,8 +59,8 @@ fn key(context: &Context) -> PacketKey {
     let ports = context.key.protocol != 1;
     let port = |network_order: u16| if ports { u16::from_be(network_order) } else { 0 };
     PacketKey {
-        source: Ipv4Addr::from(context.key.source.to_ne_bytes()),
-        destination: address(destination),
+        source: IpAddr::from(context.key.source.to_ne_bytes()),
+        destination: IpAddr::V4(address(destination)),
         source_port: port(context.key.source_port),
         destination_port: port(context.key.destination_port),
         protocol: context.key.protocol,

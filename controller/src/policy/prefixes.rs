@@ -114,7 +114,7 @@ pub fn parse_match(text: &str, plural: &str, tags: &Tags) -> Result<AddressMatch
     if text.contains(['/', ':']) || digit {
         return parse_network(text).map(AddressMatch::Prefix);
     }
-    Err(tags.unknown(text))
+    tags.missing(text).map(AddressMatch::Tag)
 }
 
 /// A hardware address, `02:00:00:00:00:01` or as Azure writes it `02-00-00-00-00-01`.

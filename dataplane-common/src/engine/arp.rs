@@ -1,67 +1,24 @@
 //! ARP: answered for the virtual network towards guests and for proxied addresses towards the world; learned from
 //! guests, and only what belongs to them.
 
-use super::{Context, Verdict, drop, pass};
-use crate::classify::{entry, header};
+use super::{Context, Verdict, drop, owner, pass};
 use crate::env::Env;
-use crate::layout::{HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, NextHop, WORLD};
+use crate::family::V4;
+use crate::layout::WORLD;
 use crate::packet::arp::{self, REPLY, REQUEST};
 use crate::packet::{Packet, parse};
-use crate::policy::{AT_GUEST, AT_PROXY, Endpoint};
+use crate::policy::{AT_PROXY, IN_NETWORK, IN_PLATFORM};
 use crate::reason::Reason;
 
-/// The endpoint that has `address` in this network, and its next hop, if it is on this device with this MAC.
-///
-/// A MAC that is neither in the policy nor known yet is learned: from the first packet whose source address belongs
-/// to an interface of this device, and anew whenever its ARP says so.
 #[inline(always)]
-pub fn owner<E: Env>(
-    env: &E,
-    ctx: &Context,
-    network: u16,
-    address: u32,
-    mac: &[u8; 6],
-    relearn: bool,
-) -> Option<(u32, u16)> {
-    let value = env.endpoint(ctx.generation, network, address);
-    if value >> 24 != AT_GUEST {
-        return None;
-    }
-    let index = value & 0xff_ffff;
-    let head = header(env, ctx.generation)?;
-    // SAFETY: page 0 is the header.
-    let endpoint = entry::<E, Endpoint>(env, ctx.generation, unsafe { (*head).endpoints }, index)?;
-    // SAFETY: `entry` points into a page.
-    let next_hop = unsafe { (*endpoint).next_hop };
-    let hop = env.next_hop(next_hop as u32)?;
-    // SAFETY: the element lives as long as the map; other CPUs may write `mac` at the same time with what they
-    // learned from the same guest, and a torn read is corrected by the next packet.
-    let hop: &mut NextHop = unsafe { &mut *hop };
-    if hop.ifindex != ctx.ifindex {
-        return None;
-    }
-    if hop.mac != *mac {
-        if hop.flags & HOP_FLAG_PINNED != 0
-            || (hop.flags & HOP_FLAG_RESOLVED != 0 && !relearn)
-            || mac[0] & 1 != 0
-        {
-            return None;
-        }
-        hop.mac = *mac;
-        hop.flags |= HOP_FLAG_RESOLVED;
-    }
-    Some((index, next_hop))
-}
-
-#[inline(always)]
-pub fn from_guest<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, network: u16) -> Verdict {
+pub fn from_guest<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+    let network = ctx.key.network;
     if !packet.pull(14 + 28) {
         return drop(env, ctx, Reason::Malformed);
     }
     let Some(message) = arp::read(packet, ctx) else { return drop(env, ctx, Reason::Malformed) };
     ctx.key.source = message.sender;
     ctx.key.destination = message.target;
-    ctx.key.network = network;
     // A probe (RFC 5227) has no sender address; it asks whether an address is free. Silence says yes, and nobody else
     // can have a guest's address here.
     if message.sender == 0 {
@@ -72,13 +29,17 @@ pub fn from_guest<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, net
         };
     }
     if message.sender_mac != ctx.source_mac
-        || owner(env, ctx, network, message.sender, &message.sender_mac, true).is_none()
+        || owner::find::<V4, E>(env, ctx, message.sender, &message.sender_mac, true).is_none()
     {
         return drop(env, ctx, Reason::SpoofedArp);
     }
     match message.operation {
         REQUEST
-            if message.target != message.sender && env.in_space(ctx.generation, network, message.target) =>
+            if message.target != message.sender
+                && matches!(
+                    env.space(ctx.generation, network, message.target) >> 24,
+                    IN_NETWORK | IN_PLATFORM
+                ) =>
         {
             let mac = ctx.device_mac;
             if !arp::answer(packet, ctx, &mac) {

@@ -1,15 +1,16 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, Verdict, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
+use super::{Context, NO_SLOT, Verdict, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
 use crate::classify::{entry, header};
 use crate::env::Env;
+use crate::family::{Family, V4};
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, FlowKey, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_FLOW, KIND_MAPPING, Settings, WORLD,
+    Control, EPOCH_SHIFT, FLOW_RULE, FlowKey, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_MAPPING,
+    Settings, WORLD,
 };
 use crate::packet::Packet;
-use crate::packet::headers::{ICMP, TCP, UDP};
-use crate::packet::rewrite::Tuple;
+use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::{Endpoint, Header, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP};
 use crate::reason::Reason;
 use crate::snat::{self, TryPort};
@@ -20,23 +21,29 @@ use crate::tcp_state;
 const REFUSAL: u32 = 4;
 
 #[inline(always)]
-pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
     let settings = forward::settings(control, ctx.generation);
+    if ctx.again != NO_SLOT {
+        return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
+    }
     ctx.idle_class = match ctx.key.protocol {
         TCP => IDLE_TCP,
         UDP => IDLE_UDP,
-        ICMP => IDLE_ICMP,
+        ICMP | ICMPV6 => IDLE_ICMP,
         _ => IDLE_OTHER,
     };
-    let made = match ctx.way {
-        WAY_SNAT => translated(env, ctx, control, settings),
-        _ => direct(env, ctx, settings),
+    let made = if ctx.way != WAY_SNAT {
+        direct::<F, E>(env, ctx, settings)
+    } else if F::V6 {
+        Err(Reason::Ipv6)
+    } else {
+        translated(env, ctx, control, settings)
     };
     match made {
-        Ok(()) => forward::send(packet, env, ctx, Reason::NewFlow),
+        Ok(()) => forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow),
         Err(reason) => drop(env, ctx, reason),
     }
 }
@@ -48,30 +55,32 @@ fn refusal(taken: Taken) -> Reason {
 }
 
 #[inline(always)]
-fn insert<E: Env>(env: &E, ctx: &mut Context, key: FlowKey) -> Taken {
-    ctx.claim = key;
-    env.insert(ctx)
+fn insert<F: Family, E: Env>(env: &E, ctx: &mut Context, key: &F::Key) -> Taken {
+    F::set_claim(ctx, key);
+    F::insert(env, ctx)
 }
 
-/// The key of the opposite direction: what the receiver's answer looks like in `network`.
+/// Takes the slot of the packet's own direction.
 #[inline(always)]
-fn reverse_of(new: &Tuple, protocol: u8, network: u16) -> FlowKey {
-    FlowKey {
-        source: new.destination,
-        destination: new.source,
-        source_port: new.destination_port,
-        destination_port: new.source_port,
-        network,
-        protocol,
-        kind: KIND_FLOW,
-    }
+fn insert_forward<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Taken {
+    let key = *F::key(ctx);
+    insert::<F, E>(env, ctx, &key)
+}
+
+/// Takes the slot of the answers, as they are seen in `network`.
+#[inline(always)]
+fn insert_answer<F: Family, E: Env>(env: &E, ctx: &mut Context, network: u16) -> Taken {
+    let key = F::answer(ctx, network);
+    insert::<F, E>(env, ctx, &key)
 }
 
 /// Flows that keep their ports: between guests, with the host, by an instance-level public IP.
 #[inline(always)]
-fn direct<E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
-    let mut network = ctx.key.network;
-    if ctx.way == WAY_INSTANCE_OUT {
+fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
+    let mut network = ctx.to_network;
+    if F::V6 {
+        // Nothing is translated.
+    } else if ctx.way == WAY_INSTANCE_OUT {
         ctx.egress = env.route(ctx.key.destination) as u16;
         if ctx.egress == 0 {
             return Err(Reason::NoRoute);
@@ -81,23 +90,17 @@ fn direct<E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(),
         if ctx.ingress == 0 {
             return Err(Reason::NoRoute);
         }
-        let head = header(env, ctx.generation).ok_or(Reason::Internal)?;
-        // SAFETY: page 0 is the header.
-        let to = entry::<E, Endpoint>(env, ctx.generation, unsafe { (*head).endpoints }, ctx.to)
-            .ok_or(Reason::Internal)?;
-        // SAFETY: `entry` points into a page.
-        network = unsafe { (*to).network };
     }
-    let forward = insert(env, ctx, ctx.key);
+    let forward = insert_forward::<F, E>(env, ctx);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }
-    let reverse = insert(env, ctx, reverse_of(&ctx.new, ctx.key.protocol, network));
+    let reverse = insert_answer::<F, E>(env, ctx, network);
     if !reverse.is_slot() {
-        flow::withdraw(env, forward);
+        flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
-    publish(env, ctx, settings, forward, reverse, 0);
+    publish::<F, E>(env, ctx, settings, forward, reverse, 0);
     Ok(())
 }
 
@@ -132,30 +135,30 @@ fn translated<E: Env>(
         ctx.idle_class = endpoint.idle_class;
     }
     if ctx.key.protocol == TCP {
-        let forward = insert(env, ctx, ctx.key);
+        let forward = insert_forward::<V4, E>(env, ctx);
         if !forward.is_slot() {
             return Err(refusal(forward));
         }
         if let Err(reason) = search(env, ctx, head, control, endpoint) {
-            flow::withdraw(env, forward);
+            flow::withdraw::<V4, E>(env, forward);
             return Err(reason);
         }
         ctx.new.source = ctx.search.address;
         ctx.new.source_port = ctx.search.port;
-        publish(env, ctx, settings, forward, Taken(ctx.search.slot), FLAG_SNAT);
+        publish::<V4, E>(env, ctx, settings, forward, Taken(ctx.search.slot), FLAG_SNAT);
         return Ok(());
     }
     map_socket(env, ctx, head, control, settings, endpoint)?;
-    let forward = insert(env, ctx, ctx.key);
+    let forward = insert_forward::<V4, E>(env, ctx);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }
-    let reverse = insert(env, ctx, reverse_of(&ctx.new, ctx.key.protocol, WORLD));
+    let reverse = insert_answer::<V4, E>(env, ctx, WORLD);
     if !reverse.is_slot() {
-        flow::withdraw(env, forward);
+        flow::withdraw::<V4, E>(env, forward);
         return Err(refusal(reverse));
     }
-    publish(env, ctx, settings, forward, reverse, FLAG_SNAT | FLAG_MAPPED);
+    publish::<V4, E>(env, ctx, settings, forward, reverse, FLAG_SNAT | FLAG_MAPPED);
     Ok(())
 }
 
@@ -210,20 +213,22 @@ fn map_socket<E: Env>(
     let span = forward::idle(settings, ctx.idle_class);
     // Ahead of the flow by an eighth and a little, see `forward::touch`.
     let deadline = ctx.now.wrapping_add(span).wrapping_add((span >> 3) | 1);
-    if let Some((_, mapping)) = flow::find(env, control, &inside, ctx.now) {
+    if let Some((_, mapping)) = flow::find::<V4, E>(env, control, &inside, ctx.now) {
         // SAFETY: `mapping` points into the table; a mapping lives for its grace at least, so the copy is whole.
         let m = unsafe { &mut *mapping };
         ctx.new.source = m.new_source;
         ctx.new.source_port = m.new_source_port;
-        m.deadline = deadline;
+        if !env.dry_run() {
+            m.deadline = deadline;
+        }
         return Ok(());
     }
-    let forward = insert(env, ctx, inside);
+    let forward = insert::<V4, E>(env, ctx, &inside);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }
     if let Err(reason) = search(env, ctx, head, control, endpoint) {
-        flow::withdraw(env, forward);
+        flow::withdraw::<V4, E>(env, forward);
         return Err(reason);
     }
     ctx.new.source = ctx.search.address;
@@ -240,7 +245,7 @@ fn map_socket<E: Env>(
         rule: ctx.rule,
         ..Body::default()
     };
-    flow::publish(
+    flow::publish::<V4, E>(
         env,
         forward,
         &body,
@@ -251,13 +256,20 @@ fn map_socket<E: Env>(
     body.new_source_port = 0;
     body.new_destination = ctx.key.source;
     body.new_destination_port = ctx.key.source_port;
-    flow::publish(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT));
+    flow::publish::<V4, E>(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT));
     Ok(())
 }
 
 /// Writes both halves of the flow.
 #[inline(always)]
-fn publish<E: Env>(env: &E, ctx: &Context, settings: &Settings, forward: Taken, reverse: Taken, flags: u8) {
+fn publish<F: Family, E: Env>(
+    env: &E,
+    ctx: &Context,
+    settings: &Settings,
+    forward: Taken,
+    reverse: Taken,
+    flags: u8,
+) {
     let generation = flow::common_generation(forward, reverse);
     let (tcp, span) = if ctx.key.protocol == TCP {
         (tcp_state::OPENED, settings.tcp_half_open)
@@ -265,6 +277,7 @@ fn publish<E: Env>(env: &E, ctx: &Context, settings: &Settings, forward: Taken, 
         (0, forward::idle(settings, ctx.idle_class))
     };
     let deadline = ctx.now.wrapping_add(span);
+    let rule = stamped(ctx, settings);
     let there = Body {
         peer: reverse.index(),
         deadline,
@@ -274,7 +287,7 @@ fn publish<E: Env>(env: &E, ctx: &Context, settings: &Settings, forward: Taken, 
         new_destination: ctx.new.destination,
         new_source_port: ctx.new.source_port,
         new_destination_port: ctx.new.destination_port,
-        rule: ctx.rule,
+        rule,
     };
     let back = Body {
         peer: forward.index(),
@@ -285,20 +298,28 @@ fn publish<E: Env>(env: &E, ctx: &Context, settings: &Settings, forward: Taken, 
         new_destination: ctx.key.source,
         new_source_port: ctx.key.destination_port,
         new_destination_port: ctx.key.source_port,
-        rule: ctx.rule,
+        rule,
     };
-    flow::publish(env, reverse, &back, Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags));
-    flow::publish(
+    flow::publish::<F, E>(env, reverse, &back, Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags));
+    flow::publish::<F, E>(
         env,
         forward,
         &there,
         Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | FLAG_FORWARD),
     );
-    if let Some(r) = flow::record(env, forward.index()) {
+    if let Some(r) = flow::record::<F, E>(env, forward.index())
+        && !env.dry_run()
+    {
         // SAFETY: `r` points into the table; the packet that opens the flow counts in it.
         unsafe {
             (*r).packets = 1;
             (*r).bytes = ctx.length as u64;
         }
     }
+}
+
+/// The rule as a record has it, with the epoch it was asked in.
+#[inline(always)]
+pub(super) fn stamped(ctx: &Context, settings: &Settings) -> u32 {
+    ctx.rule & FLOW_RULE | settings.epoch << EPOCH_SHIFT
 }

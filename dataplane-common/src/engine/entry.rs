@@ -1,7 +1,8 @@
 //! First stage: parse, ARP, the flow look-up. An established packet ends here.
 
-use super::{Context, Side, Stage, Verdict, arp, drop, forward, pass};
+use super::{Context, NO_SLOT, Side, Stage, Verdict, arp, drop, forward, pass};
 use crate::env::Env;
+use crate::family::V4;
 use crate::flow;
 use crate::layout::{DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
@@ -42,9 +43,12 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
             pass(env, ctx, Reason::NotOurs)
         };
     };
+    ctx.v6 = 0;
+    ctx.again = NO_SLOT;
     if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
         ctx.device_mac = device.mac;
-        return not_ipv4(packet, env, ctx, layer3, device.network);
+        ctx.key.network = device.network;
+        return not_ipv4(packet, env, ctx, layer3);
     }
     // As much as the longest IPv4 header and a TCP header need, or all there is.
     let headers = ctx.l3 as u32 + 60 + 20;
@@ -78,8 +82,8 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_OTHER) != 0 {
         return Verdict::Next(Stage::Icmp);
     }
-    if let Some((_, record)) = flow::find(env, control, &ctx.key, ctx.now)
-        && let Some(verdict) = forward::established(packet, env, ctx, control, record)
+    if let Some((index, record)) = flow::find::<V4, E>(env, control, &ctx.key, ctx.now)
+        && let Some(verdict) = forward::established::<V4, P, E>(packet, env, ctx, control, index, record)
     {
         return verdict;
     }
@@ -99,31 +103,24 @@ fn drop_unless_uplink<E: Env>(env: &E, ctx: &Context, reason: Reason) -> Verdict
 }
 
 #[inline(always)]
-fn not_ipv4<P: Packet, E: Env>(
-    packet: &P,
-    env: &E,
-    ctx: &mut Context,
-    layer3: Layer3,
-    network: u16,
-) -> Verdict {
+fn not_ipv4<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, layer3: Layer3) -> Verdict {
     let tagged = ctx.shape & SHAPE_VLAN != 0;
     match ctx.side() {
         // A tag means another network, or another device stacked on this one.
         Side::Uplink if tagged => pass(env, ctx, Reason::NotOurs),
         _ if tagged => drop(env, ctx, Reason::Vlan),
+        _ if layer3 == Layer3::Ipv6 => {
+            ctx.v6 = 1;
+            Verdict::Next(Stage::Entry6)
+        }
         Side::Guest => match layer3 {
-            Layer3::Arp => arp::from_guest(packet, env, ctx, network),
-            Layer3::Ipv6 => drop(env, ctx, Reason::Ipv6),
+            Layer3::Arp => arp::from_guest(packet, env, ctx),
             _ => drop(env, ctx, Reason::EtherType),
         },
         Side::Uplink => match layer3 {
             Layer3::Arp => arp::from_uplink(packet, env, ctx),
             _ => pass(env, ctx, Reason::NotOurs),
         },
-        Side::Host => match layer3 {
-            Layer3::Arp => pass(env, ctx, Reason::FromHost),
-            Layer3::Ipv6 => drop(env, ctx, Reason::Ipv6),
-            _ => pass(env, ctx, Reason::FromHost),
-        },
+        Side::Host => pass(env, ctx, Reason::FromHost),
     }
 }

@@ -1,16 +1,17 @@
 //! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
 
-use super::{Context, Side, Verdict, drop, pass};
+use super::{Context, Side, Verdict, claim, drop, pass};
 use crate::atomic;
 use crate::clock::passed;
 use crate::env::Env;
+use crate::family::{Family, V4};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FLAG_MAPPED, LIVE};
 use crate::layout::{
-    Control, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
-    KIND_MAPPING, NextHop, Settings, WORLD,
+    Control, EPOCH_SHIFT, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD,
+    HalfRecord, KIND_MAPPING, NextHop, Settings, WORLD,
 };
 use crate::packet::headers::{FIN, RST, SYN, TCP, same_mac};
-use crate::packet::rewrite::{Tuple, translate};
+use crate::packet::rewrite::{Tuple, forwarded6, translate};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
 use crate::tcp_state::{self, State};
@@ -56,15 +57,16 @@ fn exit(hop: &NextHop, now: u32) -> Exit {
 
 /// Forwards a packet that hit `record`. `None`: the record was recycled while we read it, the packet is a miss.
 #[inline(always)]
-pub(super) fn established<P: Packet, E: Env>(
+pub(super) fn established<F: Family, P: Packet, E: Env>(
     packet: &P,
     env: &E,
     ctx: &mut Context,
     control: &Control,
+    index: u32,
     record: *mut HalfRecord,
 ) -> Option<Verdict> {
     // SAFETY: `record` points into the table; the copy is checked against the generation below.
-    let (before, next_hop, ingress, new) = unsafe {
+    let (before, next_hop, ingress, rule, new) = unsafe {
         let before = flow::ctl(record);
         let r = &*record;
         let new = Tuple {
@@ -73,7 +75,7 @@ pub(super) fn established<P: Packet, E: Env>(
             source_port: r.new_source_port,
             destination_port: r.new_destination_port,
         };
-        (before, r.next_hop, r.ingress, new)
+        (before, r.next_hop, r.ingress, r.rule, new)
     };
     // SAFETY: as above.
     let again = unsafe { flow::ctl(record) };
@@ -91,19 +93,76 @@ pub(super) fn established<P: Packet, E: Env>(
             return Some(drop(env, ctx, Reason::Spoofed));
         }
     }
+    let settings = settings(control, ctx.generation);
+    if settings.reevaluate != 0
+        && rule >> EPOCH_SHIFT != settings.epoch
+        && before.flags() & FLAG_FORWARD != 0
+        && env.may_reevaluate(ctx.now, settings.reevaluate)
+    {
+        // The initiator's packet, and the rules have changed since it was judged; answers cannot trigger this.
+        ctx.again = index;
+        ctx.again_generation = before.generation();
+        return Some(Verdict::Next(F::CLASSIFY));
+    }
     ctx.new = new;
     ctx.egress = next_hop;
-    let verdict = send(packet, env, ctx, Reason::Forwarded);
+    let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if verdict == Verdict::Drop || (ctx.xdp() && verdict == Verdict::Pass) {
         return Some(verdict);
     }
-    touch(env, ctx, settings(control, ctx.generation), record, before);
+    touch::<F, E>(env, ctx, settings, record, before);
     Some(verdict)
+}
+
+/// Forwards a packet of a live flow that was judged again and may pass: the flow stays as it is, under the rule that
+/// allows it now.
+#[inline(always)]
+pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
+    packet: &P,
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+) -> Verdict {
+    let Some(record) = flow::record::<F, E>(env, ctx.again) else { return drop(env, ctx, Reason::Internal) };
+    let settings = settings(control, ctx.generation);
+    // SAFETY: `record` points into the table; the generation tells whether it still is the flow that was judged.
+    let (before, peer) = unsafe { (flow::ctl(record), (*record).peer) };
+    if before.phase() != LIVE || before.generation() != ctx.again_generation {
+        return drop(env, ctx, Reason::NoFlow);
+    }
+    if !env.dry_run() {
+        let stamp = claim::stamped(ctx, settings);
+        // SAFETY: as above; a word that is written whole.
+        unsafe { (*record).rule = stamp };
+        if let Some(other) = flow::record::<F, E>(env, peer) {
+            // SAFETY: as above.
+            unsafe {
+                if flow::ctl(other).generation() == ctx.again_generation {
+                    (*other).rule = stamp;
+                }
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        ctx.new = Tuple {
+            source: (*record).new_source,
+            destination: (*record).new_destination,
+            source_port: (*record).new_source_port,
+            destination_port: (*record).new_destination_port,
+        };
+        ctx.egress = (*record).next_hop;
+    }
+    let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
+    if verdict != Verdict::Drop && !(ctx.xdp() && verdict == Verdict::Pass) {
+        touch::<F, E>(env, ctx, settings, record, before);
+    }
+    verdict
 }
 
 /// Translates the packet to `ctx.new` and sends it by `ctx.egress`; counts it as `reason`.
 #[inline(always)]
-pub fn send<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
     if ctx.side == Side::Host as u8 {
         // Host and guest talk without translation; the kernel is already sending it.
         return pass(env, ctx, if reason == Reason::Forwarded { Reason::FromHost } else { reason });
@@ -111,7 +170,6 @@ pub fn send<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: R
     let Some(hop) = env.next_hop(ctx.egress as u32) else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the element lives as long as the map.
     let hop = unsafe { &*hop };
-    let (l3, l4) = (parse::l3_offset(ctx), parse::l4_offset(ctx));
     match exit(hop, ctx.now) {
         Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
         Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
@@ -121,7 +179,7 @@ pub fn send<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: R
                 return Verdict::Pass;
             }
             let ifindex = hop.ifindex;
-            if !translate(packet, l3, l4, &ctx.key, &ctx.new, Some(hop)) {
+            if !rewrite::<F, P>(packet, ctx, hop) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
@@ -133,18 +191,38 @@ pub fn send<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: R
             }
             let ifindex = hop.ifindex;
             let address = if hop.kind == HOP_GUEST { hop.address } else { 0 };
-            if !translate(packet, l3, l4, &ctx.key, &ctx.new, Some(hop)) {
+            if !rewrite::<F, P>(packet, ctx, hop) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
-            Verdict::Neighbour(ifindex, address)
+            if F::V6 { Verdict::Neighbour6(ifindex) } else { Verdict::Neighbour(ifindex, address) }
         }
+    }
+}
+
+/// Puts the flow's addresses and ports and the next hop's hardware addresses on. IPv6 flows keep their addresses.
+#[inline(always)]
+fn rewrite<F: Family, P: Packet>(packet: &P, ctx: &Context, hop: &NextHop) -> bool {
+    let l3 = parse::l3_offset(ctx);
+    if F::V6 {
+        forwarded6(packet, l3, hop)
+    } else {
+        translate(packet, l3, parse::l4_offset(ctx), &ctx.key, &ctx.new, Some(hop))
     }
 }
 
 /// Counts the packet in its half and keeps the flow alive, or moves it towards its end.
 #[inline(always)]
-fn touch<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut HalfRecord, before: Ctl) {
+fn touch<F: Family, E: Env>(
+    env: &E,
+    ctx: &Context,
+    settings: &Settings,
+    record: *mut HalfRecord,
+    before: Ctl,
+) {
+    if env.dry_run() {
+        return;
+    }
     // SAFETY: `record` points into the table. A recycled slot would get one count too many and, at most, one deadline
     // that its own first packet had set a moment ago: harmless, and excluded by the grace.
     let r = unsafe { &mut *record };
@@ -153,7 +231,7 @@ fn touch<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut HalfR
     let now = ctx.now;
     if ctx.key.protocol == TCP {
         if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
-            return tcp_turn(env, ctx, settings, record, before);
+            return tcp_turn::<F, E>(env, ctx, settings, record, before);
         }
         if tcp_state::state(before.tcp()) != State::Established {
             return;
@@ -164,7 +242,7 @@ fn touch<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut HalfR
     if deadline != r.deadline {
         let old = r.deadline;
         r.deadline = deadline;
-        if before.flags() & FLAG_MAPPED != 0 {
+        if !F::V6 && before.flags() & FLAG_MAPPED != 0 {
             // The mapping must outlive the flow; it is touched once in an eighth of the idle time, ahead by as much.
             let step = (span >> 3) | 1;
             if deadline / step != old / step {
@@ -176,7 +254,13 @@ fn touch<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut HalfR
 
 /// SYN, FIN and RST: the only packets that touch the other half.
 #[inline(always)]
-fn tcp_turn<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut HalfRecord, before: Ctl) {
+fn tcp_turn<F: Family, E: Env>(
+    env: &E,
+    ctx: &Context,
+    settings: &Settings,
+    record: *mut HalfRecord,
+    before: Ctl,
+) {
     let forward = before.flags() & FLAG_FORWARD != 0;
     let bits = tcp_state::after(before.tcp(), ctx.tcp_flags, forward);
     let was = tcp_state::state(before.tcp());
@@ -194,7 +278,7 @@ fn tcp_turn<E: Env>(env: &E, ctx: &Context, settings: &Settings, record: *mut Ha
     // SAFETY: `record` points into the table.
     let peer = unsafe { (*record).peer };
     set_tcp(record, before.generation(), bits, deadline);
-    if let Some(other) = flow::record(env, peer)
+    if let Some(other) = flow::record::<F, E>(env, peer)
         // A half-closed flow only notes the FIN; any change of state moves both deadlines.
         && (is != was || bits != before.tcp())
     {
@@ -236,7 +320,7 @@ fn extend_mapping<E: Env>(env: &E, ctx: &Context, c: Ctl, deadline: u32) {
     };
     let Some(control) = env.control() else { return };
     // SAFETY: the control element lives as long as the map.
-    if let Some((_, mapping)) = flow::find(env, unsafe { &*control }, &key, ctx.now) {
+    if let Some((_, mapping)) = flow::find::<V4, E>(env, unsafe { &*control }, &key, ctx.now) {
         // SAFETY: `mapping` points into the table.
         unsafe { (*mapping).deadline = deadline };
     }

@@ -4,7 +4,7 @@ use super::{Context, Verdict, drop};
 use crate::env::Env;
 use crate::layout::WORLD;
 use crate::packet::parse::{self, Layer3};
-use crate::packet::{Packet, arp, at, headers::Ipv4};
+use crate::packet::{Packet, arp, at, headers::Ipv4, ipv6::Ipv6};
 use crate::reason::Reason;
 
 /// Judges a packet about to leave on an uplink, whoever sends it. It trusts no mark and no earlier program.
@@ -15,6 +15,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     ctx.generation = unsafe { core::ptr::read_volatile(&raw const (*control).generation) };
     ctx.now = env.now();
     ctx.length = packet.length();
+    ctx.v6 = 0;
     let source = match parse::ethernet(packet, ctx) {
         Some(Layer3::Ipv4) => {
             if !packet.pull(ctx.l3 as u32 + 20) {
@@ -31,10 +32,28 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
             let Some(message) = arp::read(packet, ctx) else { return Verdict::Pass };
             message.sender
         }
+        Some(Layer3::Ipv6) => return ipv6(packet, env, ctx),
         _ => return Verdict::Pass,
     };
-    if env.in_space(ctx.generation, WORLD, source) {
+    if env.space(ctx.generation, WORLD, source) != 0 {
         ctx.key.source = source;
+        return drop(env, ctx, Reason::Untranslated);
+    }
+    Verdict::Pass
+}
+
+/// Neighbour discovery has its sender in the IPv6 header, so one look is enough.
+#[inline(always)]
+fn ipv6<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+    if !packet.pull(ctx.l3 as u32 + 40) {
+        return Verdict::Pass;
+    }
+    let Some(ip) = at::<Ipv6>(packet, parse::l3_offset(ctx)) else { return Verdict::Pass };
+    // SAFETY: `at` checked the bounds.
+    let source = unsafe { (*ip).source };
+    if env.space6(ctx.generation, WORLD, &source) != 0 {
+        ctx.key6.source = source;
+        ctx.v6 = 1;
         return drop(env, ctx, Reason::Untranslated);
     }
     Verdict::Pass

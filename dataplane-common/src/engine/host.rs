@@ -9,10 +9,13 @@ use std::vec::Vec;
 
 use super::{Context, Hook, Side, Stage, Verdict};
 use crate::env::{Env, Step};
+use crate::family::{V4, V6};
 use crate::flow;
-use crate::layout::{Bucket, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop};
+use crate::layout::{
+    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop,
+};
 use crate::packet::{Packet, checksum};
-use crate::policy::{EndpointKey, Page};
+use crate::policy::{EndpointKey, EndpointKey6, Page};
 use crate::reason::{REASON_SLOTS, Reason};
 
 /// A packet in a buffer, seen as by XDP: all of it readable, checksums complete.
@@ -59,15 +62,15 @@ impl Packet for HostPacket {
     }
 }
 
-/// A longest-prefix table small enough for tests: one hash map for each length.
+/// A longest-prefix table: one hash map for each length. Addresses are 128 bits in host order; an IPv4 address is
+/// the upper 32 of them.
 #[derive(Default)]
 pub struct Prefixes<V> {
-    lengths: Vec<(u8, HashMap<u32, V>)>,
+    lengths: Vec<(u8, HashMap<u128, V>)>,
 }
 
 impl<V: Copy> Prefixes<V> {
-    /// `address` in host order.
-    pub fn insert(&mut self, length: u8, address: u32, value: V) {
+    pub fn insert(&mut self, length: u8, address: u128, value: V) {
         let position = self.lengths.iter().position(|(l, _)| *l == length).unwrap_or_else(|| {
             self.lengths.push((length, HashMap::new()));
             self.lengths.sort_by_key(|(length, _)| core::cmp::Reverse(*length));
@@ -76,13 +79,33 @@ impl<V: Copy> Prefixes<V> {
         self.lengths[position].1.insert(mask(address, length), value);
     }
 
-    pub fn get(&self, address: u32) -> Option<V> {
+    /// `address` in packet order.
+    pub fn insert4(&mut self, length: u8, address: [u8; 4], value: V) {
+        self.insert(length, wide(u32::from_ne_bytes(address)), value);
+    }
+
+    /// `address` in packet order.
+    pub fn insert6(&mut self, length: u8, address: [u8; 16], value: V) {
+        self.insert(length, u128::from_be_bytes(address), value);
+    }
+
+    pub fn get(&self, address: u128) -> Option<V> {
         self.lengths.iter().find_map(|(l, m)| m.get(&mask(address, *l)).copied())
     }
 }
 
-fn mask(address: u32, length: u8) -> u32 {
-    if length == 0 { 0 } else { address & (u32::MAX << (32 - length as u32)) }
+fn mask(address: u128, length: u8) -> u128 {
+    if length == 0 { 0 } else { address & (u128::MAX << (128 - length as u32)) }
+}
+
+/// An IPv4 address (network order) as [`Prefixes`] has it.
+fn wide(address: u32) -> u128 {
+    (u32::from_be(address) as u128) << 96
+}
+
+/// An IPv6 address as [`Prefixes`] has it.
+fn wide6(a: &[u32; 4]) -> u128 {
+    a.iter().fold(0, |sum, word| sum << 32 | u32::from_be(*word) as u128)
 }
 
 /// One policy generation on the host.
@@ -90,8 +113,11 @@ fn mask(address: u32, length: u8) -> u32 {
 pub struct HostPolicy {
     pub pages: Vec<Page>,
     pub prefixes: Prefixes<u32>,
+    pub prefixes6: Prefixes<u32>,
     pub spaces: HashMap<u16, Prefixes<u32>>,
+    pub spaces6: HashMap<u16, Prefixes<u32>>,
     pub endpoints: HashMap<EndpointKey, u32>,
+    pub endpoints6: HashMap<EndpointKey6, u32>,
 }
 
 /// The tables. Shared between threads like the kernel's between CPUs.
@@ -102,6 +128,7 @@ pub struct HostEnv {
     devices: Box<[[Device; 2]]>,
     next_hops: UnsafeCell<Box<[NextHop]>>,
     buckets: UnsafeCell<Box<[Bucket]>>,
+    buckets6: UnsafeCell<Box<[Bucket6]>>,
     now: AtomicU32,
     counts: Box<[[AtomicU64; 2]]>,
     pub rule_hits: Mutex<HashMap<u32, Count>>,
@@ -114,16 +141,22 @@ pub struct HostEnv {
 unsafe impl Sync for HostEnv {}
 
 impl HostEnv {
-    /// `buckets` is a power of two.
+    /// `buckets`, a power of two, is the size of the flow table of either family.
     pub fn new(buckets: u32, seed: [u64; 2]) -> Self {
         assert!(buckets.is_power_of_two());
         Self {
-            control: Control { bucket_mask: buckets - 1, seed, ..Control::default() },
+            control: Control {
+                bucket_mask: buckets - 1,
+                bucket_mask6: buckets - 1,
+                seed,
+                ..Control::default()
+            },
             policy: Default::default(),
             routes: Prefixes::default(),
             devices: std::vec![[Device::default(); 2]; DEVICE_SLOTS as usize].into(),
             next_hops: UnsafeCell::new(std::vec![NextHop::default(); NEXT_HOP_SLOTS as usize].into()),
             buckets: UnsafeCell::new(std::vec![Bucket::default(); buckets as usize].into()),
+            buckets6: UnsafeCell::new(std::vec![Bucket6::default(); buckets as usize].into()),
             now: AtomicU32::new(1000),
             counts: (0..REASON_SLOTS).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
             rule_hits: Mutex::default(),
@@ -210,22 +243,41 @@ impl Env for HostEnv {
             ((index as usize) < n).then(|| first.add(index as usize))
         }
     }
+    fn bucket6(&self, index: u32) -> Option<*mut Bucket6> {
+        let buckets = self.buckets6.get();
+        // SAFETY: as for `bucket`.
+        unsafe {
+            let (first, n) = ((*buckets).as_mut_ptr(), (&(*buckets)).len());
+            ((index as usize) < n).then(|| first.add(index as usize))
+        }
+    }
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
         self.policy[generation as usize & 1].pages.get(index as usize).map(|p| p as *const _)
     }
     fn address_class(&self, generation: u32, address: u32) -> u32 {
-        self.policy[generation as usize & 1].prefixes.get(u32::from_be(address)).unwrap_or(0)
+        self.policy[generation as usize & 1].prefixes.get(wide(address)).unwrap_or(0)
     }
-    fn in_space(&self, generation: u32, network: u16, address: u32) -> bool {
+    fn address_class6(&self, generation: u32, address: &[u32; 4]) -> u32 {
+        self.policy[generation as usize & 1].prefixes6.get(wide6(address)).unwrap_or(0)
+    }
+    fn space(&self, generation: u32, routing: u16, address: u32) -> u32 {
         let policy = &self.policy[generation as usize & 1];
-        policy.spaces.get(&network).is_some_and(|s| s.get(u32::from_be(address)).is_some())
+        policy.spaces.get(&routing).and_then(|s| s.get(wide(address))).unwrap_or(0)
+    }
+    fn space6(&self, generation: u32, routing: u16, address: &[u32; 4]) -> u32 {
+        let policy = &self.policy[generation as usize & 1];
+        policy.spaces6.get(&routing).and_then(|s| s.get(wide6(address))).unwrap_or(0)
+    }
+    fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32 {
+        let key = EndpointKey6 { address: *address, network, pad: 0 };
+        self.policy[generation as usize & 1].endpoints6.get(&key).copied().unwrap_or(0)
     }
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
         let key = EndpointKey { address, network, pad: 0 };
         self.policy[generation as usize & 1].endpoints.get(&key).copied().unwrap_or(0)
     }
     fn route(&self, address: u32) -> u32 {
-        self.routes.get(u32::from_be(address)).unwrap_or(0)
+        self.routes.get(wide(address)).unwrap_or(0)
     }
     fn count(&self, reason: Reason, bytes: u32) {
         self.counts[reason as usize][0].fetch_add(1, Relaxed);
@@ -242,7 +294,10 @@ impl Env for HostEnv {
         if let Ok(mut events) = self.events.lock()
             && events.len() < 1024
         {
-            events.push(super::event(ctx, reason));
+            let mut event = Event::default();
+            // SAFETY: our own.
+            unsafe { super::write_event(&raw mut event, ctx, reason) };
+            events.push(event);
         }
     }
     fn refused_until(&self, key: &FlowKey) -> Option<u32> {
@@ -254,7 +309,16 @@ impl Env for HostEnv {
         }
     }
     fn insert(&self, ctx: &mut Context) -> flow::Taken {
-        flow::insert(self, &ctx.claim, ctx.now)
+        flow::insert::<V4, Self>(self, &ctx.claim, ctx.now)
+    }
+    fn insert6(&self, ctx: &mut Context) -> flow::Taken {
+        flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now)
+    }
+    fn may_reevaluate(&self, _now: u32, budget: u32) -> bool {
+        budget != 0
+    }
+    fn dry_run(&self) -> bool {
+        false
     }
     fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32) {
         for i in 0..n {

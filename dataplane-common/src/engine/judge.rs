@@ -1,18 +1,20 @@
-//! Second stage: who sends, who receives, and do the groups let it pass? Always on the private addresses.
+//! Second stage: who sends, who receives, and do the rules let it pass? Always on the private addresses.
 
 use super::{
-    Context, NOBODY, Side, Stage, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT, arp,
-    drop, forward, pass,
+    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM, WAY_SNAT,
+    drop, forward, groups, owner, pass,
 };
 use crate::classify::{self, entry, header};
 use crate::env::Env;
+use crate::family::Family;
+use crate::flow;
 use crate::layout::{Control, HOST_DNS, HOST_ECHO, NEXT_HOP_HOST, Settings, WORLD};
-use crate::packet::Packet;
-use crate::packet::headers::{ICMP, TCP, UDP};
+use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::packet::parse::SHAPE_OPENS;
+use crate::packet::rewrite::Tuple;
 use crate::policy::{
     AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, Endpoint, FRONTEND_HOST, Frontend, Header,
-    RULE_ALLOW, RULE_NONE,
+    IN_APPLIANCE, IN_GATEWAY, IN_NETWORK, IN_NOWHERE, IN_PLATFORM, RULE_NONE,
 };
 use crate::reason::Reason;
 
@@ -25,21 +27,8 @@ const fn ip(a: u8, b: u8, c: u8, d: u8) -> u32 {
 const METADATA: u32 = ip(169, 254, 169, 254);
 const PLATFORM: u32 = ip(168, 63, 129, 16);
 
-/// Sources and destinations that never cross a gateway: 0/8, 127/8, 169.254/16.
 #[inline(always)]
-fn never_forwarded(address: u32) -> bool {
-    let [a, b, _, _] = address.to_ne_bytes();
-    a == 0 || a == 127 || (a == 169 && b == 254)
-}
-
-/// 224/4 and 240/4 (the limited broadcast among them).
-#[inline(always)]
-fn to_many(address: u32) -> bool {
-    address.to_ne_bytes()[0] >= 224
-}
-
-#[inline(always)]
-pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
@@ -49,83 +38,105 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     let head: &Header = unsafe { &*head };
     ctx.from = NOBODY;
     ctx.to = NOBODY;
+    ctx.to_network = ctx.key.network;
     ctx.rule = RULE_NONE;
     ctx.ingress = 0;
     ctx.egress = 0;
     ctx.way = 0;
     ctx.idle_class = 0;
-    ctx.new = crate::packet::rewrite::Tuple {
+    ctx.new = Tuple {
         source: ctx.key.source,
         destination: ctx.key.destination,
         source_port: ctx.key.source_port,
         destination_port: ctx.key.destination_port,
     };
+    if ctx.again != NO_SLOT {
+        // A live flow's packet: that it opens nothing is no objection.
+        ctx.shape |= SHAPE_OPENS;
+    }
     let verdict = match ctx.side() {
-        Side::Guest => from_guest(env, ctx, settings),
-        Side::Uplink => from_uplink(env, ctx, head),
-        Side::Host => from_host(env, ctx),
+        Side::Guest => from_guest::<F, E>(env, ctx, head, settings),
+        Side::Uplink => from_uplink::<F, E>(env, ctx, head),
+        Side::Host => from_host::<F, E>(env, ctx),
     };
-    let _ = packet;
-    match verdict {
-        Ok(()) => {}
-        Err(Ended::Drop(reason)) => return drop(env, ctx, reason),
+    let judged = match verdict {
+        Ok(()) => groups::run::<F, E>(env, ctx, head),
+        Err(Ended::Drop(reason)) => Err(reason),
         Err(Ended::Pass(reason)) => return pass(env, ctx, reason),
-    }
-    match groups(env, ctx, head) {
-        Ok(()) => Verdict::Next(Stage::Claim),
-        Err(reason) => drop(env, ctx, reason),
-    }
-}
-
-enum Ended {
-    Drop(Reason),
-    Pass(Reason),
-}
-
-impl From<Reason> for Ended {
-    #[inline(always)]
-    fn from(reason: Reason) -> Self {
-        Ended::Drop(reason)
+        Err(Ended::Verdict(verdict)) => return verdict,
+    };
+    match judged {
+        Ok(()) => Verdict::Next(F::CLAIM),
+        Err(reason) => {
+            if ctx.again != NO_SLOT {
+                flow::end::<F, E>(env, ctx.again, ctx.again_generation, ctx.now);
+            }
+            drop(env, ctx, reason)
+        }
     }
 }
 
 #[inline(always)]
-fn from_guest<E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Ended> {
+fn from_guest<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    head: &Header,
+    settings: &Settings,
+) -> Result<(), Ended> {
     let network = ctx.key.network;
-    let mac = ctx.source_mac;
-    let Some((from, hop)) = arp::owner(env, ctx, network, ctx.key.source, &mac, false) else {
+    let (source, destination) = (F::source(ctx), F::destination(ctx));
+    if F::V6 && F::never_forwarded(source) {
+        // Link-local: good for neighbour discovery and DHCP, which are not judged here.
+        return Err(if F::to_many(destination) { Reason::Broadcast } else { Reason::Martian }.into());
+    }
+    let Some((from, hop)) = owner::find::<F, E>(env, ctx, source, &ctx.source_mac, false) else {
         return Err(Reason::Spoofed.into());
     };
     ctx.from = from;
     ctx.ingress = hop;
-    let destination = ctx.key.destination;
-    if to_many(destination) {
+    if F::to_many(destination) {
         return Err(Reason::Broadcast.into());
     }
-    if destination == METADATA || destination == PLATFORM {
+    let endpoint = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, from).ok_or(Reason::Internal)?;
+    // SAFETY: `entry` points into a page.
+    let routing = unsafe { (*endpoint).routing };
+    let space = F::space(env, ctx.generation, routing, destination);
+    let argument = space & 0xff_ffff;
+    if space >> 24 == IN_PLATFORM {
+        // The platform rules must say yes too (`groups`): they know the service.
+        ctx.egress = NEXT_HOP_HOST;
+        ctx.way = WAY_PLATFORM;
+        return opens(ctx);
+    }
+    if !F::V6 && (ctx.key.destination == METADATA || ctx.key.destination == PLATFORM) {
         return Err(Reason::PlatformAddress.into());
     }
-    if never_forwarded(destination) || destination == ctx.key.source {
+    if F::never_forwarded(destination) || destination == source {
         return Err(Reason::Martian.into());
     }
-    let inside = env.in_space(ctx.generation, network, destination);
-    let at = env.endpoint(ctx.generation, if inside { network } else { WORLD }, destination);
+    let inside = space >> 24 == IN_NETWORK;
+    let at = match space >> 24 {
+        IN_NETWORK => F::endpoint(env, ctx.generation, argument as u16, destination),
+        IN_APPLIANCE => crate::policy::endpoint_value(AT_GUEST, argument),
+        IN_NOWHERE => return Err(Reason::RouteNone.into()),
+        IN_GATEWAY => return Err(Reason::NoGateway.into()),
+        _ => F::endpoint(env, ctx.generation, WORLD, destination),
+    };
     let kind = at >> 24 & !AT_PROXY;
     if kind == AT_HOST {
+        // A peer's gateway address is not the sender's to ask.
+        if inside && argument != network as u32 {
+            return Err(Reason::NoGuest.into());
+        }
         if !host_access(ctx, settings) {
             return Err(Reason::HostAccess.into());
         }
-        if ctx.shape & SHAPE_OPENS == 0 {
-            return Err(Reason::NoFlow.into());
-        }
         ctx.egress = NEXT_HOP_HOST;
         ctx.way = WAY_DIRECT;
-        return Ok(());
+        return opens(ctx);
     }
-    if ctx.shape & SHAPE_OPENS == 0 {
-        return Err(Reason::NoFlow.into());
-    }
-    if inside {
+    opens(ctx)?;
+    if inside || space >> 24 == IN_APPLIANCE {
         if kind != AT_GUEST {
             return Err(Reason::NoGuest.into());
         }
@@ -141,12 +152,18 @@ fn from_guest<E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result
     Ok(())
 }
 
+/// Only what opens a conversation makes a flow.
+#[inline(always)]
+fn opens(ctx: &Context) -> Result<(), Ended> {
+    if ctx.shape & SHAPE_OPENS == 0 { Err(Reason::NoFlow.into()) } else { Ok(()) }
+}
+
 /// Does `hostAccess` open this? DNS and echo by their own switches, the rest by the list.
 #[inline(always)]
 fn host_access(ctx: &Context, settings: &Settings) -> bool {
     let protocol = ctx.key.protocol;
     let port = u16::from_be(ctx.key.destination_port);
-    if protocol == ICMP {
+    if protocol == ICMP || protocol == ICMPV6 {
         return settings.host_access & HOST_ECHO != 0;
     }
     if protocol != TCP && protocol != UDP {
@@ -164,22 +181,21 @@ fn host_access(ctx: &Context, settings: &Settings) -> bool {
 }
 
 #[inline(always)]
-fn from_uplink<E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), Ended> {
-    let destination = ctx.key.destination;
-    let at = env.endpoint(ctx.generation, WORLD, destination);
+fn from_uplink<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), Ended> {
+    let (source, destination) = (F::source(ctx), F::destination(ctx));
+    let at = F::endpoint(env, ctx.generation, WORLD, destination);
     let index = at & 0xff_ffff;
     // Nobody outside has one of our private addresses; believing it would let it in by AllowVnetInBound.
-    if env.in_space(ctx.generation, WORLD, ctx.key.source)
-        || never_forwarded(ctx.key.source)
-        || to_many(ctx.key.source)
-    {
+    if F::space(env, ctx.generation, WORLD, source) != 0 || F::never_forwarded(source) || F::to_many(source) {
         return Err(Reason::Martian.into());
+    }
+    // No IPv6 address of the policy is one of the world's.
+    if F::V6 {
+        return Err(Reason::NoListener.into());
     }
     match at >> 24 & !AT_PROXY {
         AT_INSTANCE => {
-            if ctx.shape & SHAPE_OPENS == 0 {
-                return Err(Reason::NoFlow.into());
-            }
+            opens(ctx)?;
             let Some(endpoint) = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, index) else {
                 return Err(Reason::Internal.into());
             };
@@ -219,86 +235,22 @@ fn from_uplink<E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), 
 }
 
 #[inline(always)]
-fn from_host<E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended> {
-    let at = env.endpoint(ctx.generation, ctx.key.network, ctx.key.destination);
+fn from_host<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended> {
+    let at = F::endpoint(env, ctx.generation, ctx.key.network, F::destination(ctx));
     if at >> 24 != AT_GUEST {
-        // DHCP answers go to addresses that are not leased yet, or to everyone.
+        // DHCP answers go to addresses that are not leased yet, or to everyone; DHCPv6's to link-local ones.
+        let (server, client) = if F::V6 { (547, 546) } else { (67, 68) };
         if ctx.key.protocol == UDP
-            && ctx.key.source_port == u16::to_be(67)
-            && ctx.key.destination_port == u16::to_be(68)
+            && ctx.key.source_port == u16::to_be(server)
+            && ctx.key.destination_port == u16::to_be(client)
         {
             return Err(Ended::Pass(Reason::FromHost));
         }
         return Err(Reason::NoGuest.into());
     }
-    if ctx.shape & SHAPE_OPENS == 0 {
-        return Err(Reason::NoFlow.into());
-    }
+    opens(ctx)?;
     ctx.to = at & 0xff_ffff;
     ctx.ingress = NEXT_HOP_HOST;
     ctx.way = WAY_DIRECT;
-    Ok(())
-}
-
-/// Asks the sender's groups (NIC, then subnet), then the receiver's (subnet, then NIC). First deny ends.
-#[inline(always)]
-fn groups<E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), Reason> {
-    let mut asked = [0u32; 4];
-    let toward_host = ctx.way == WAY_DIRECT && ctx.egress == NEXT_HOP_HOST && ctx.to == NOBODY;
-    if ctx.from != NOBODY {
-        let p =
-            entry::<E, Endpoint>(env, ctx.generation, head.endpoints, ctx.from).ok_or(Reason::Internal)?;
-        // SAFETY: `entry` points into a page.
-        let endpoint = unsafe { &*p };
-        // What the host offers its guests (`hostAccess`) is infrastructure, like Azure's DHCP and DNS: exempt.
-        if !toward_host {
-            asked[0] = endpoint.nic_outbound;
-            asked[1] = endpoint.subnet_outbound;
-        }
-        if ctx.way == WAY_SNAT && endpoint.instance_address != 0 {
-            ctx.way = WAY_INSTANCE_OUT;
-            ctx.new.source = endpoint.instance_address;
-        }
-    }
-    if ctx.to != NOBODY {
-        let p = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, ctx.to).ok_or(Reason::Internal)?;
-        // SAFETY: as above.
-        let endpoint = unsafe { &*p };
-        asked[2] = endpoint.subnet_inbound;
-        asked[3] = endpoint.nic_inbound;
-        ctx.egress = endpoint.next_hop;
-    }
-    // Ports are the packet's own; the destination is the private one (design §4).
-    let (sport, dport) = if ctx.key.protocol == ICMP {
-        (0, 0)
-    } else {
-        (u16::from_be(ctx.key.source_port), u16::from_be(ctx.key.destination_port))
-    };
-    let destination = if ctx.way == WAY_INSTANCE_IN { ctx.new.destination } else { ctx.key.destination };
-    ctx.classes = classify::classes(
-        env,
-        ctx.generation,
-        head.ports,
-        ctx.key.source,
-        destination,
-        sport,
-        dport,
-        ctx.key.protocol,
-    )
-    .ok_or(Reason::Internal)?;
-    for ruleset in asked {
-        if ruleset == 0 {
-            continue;
-        }
-        let rule = classify::decide(env, ctx, ruleset);
-        if rule == 0 {
-            return Err(Reason::Internal);
-        }
-        ctx.rule = rule & !RULE_ALLOW;
-        env.count_rule(ctx.rule, ctx.length);
-        if rule & RULE_ALLOW == 0 {
-            return Err(Reason::DeniedByRule);
-        }
-    }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use super::{Context, Side, Verdict, drop, pass};
 use crate::classify::{entry, header};
 use crate::env::Env;
+use crate::family::{Family, V4};
 use crate::layout::WORLD;
 use crate::packet::Packet;
 use crate::packet::parse::SHAPE_ICMP_ERROR;
@@ -14,21 +15,22 @@ use crate::reason::Reason;
 #[inline(always)]
 pub fn icmp<P: Packet, E: Env>(_packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     let reason = if ctx.shape & SHAPE_ICMP_ERROR != 0 { Reason::IcmpError } else { Reason::IcmpType };
-    unless_for_host(env, ctx, reason)
+    refuse::<V4, E>(env, ctx, reason)
 }
 
 /// Any fragment.
 #[inline(always)]
 pub fn fragment<P: Packet, E: Env>(_packet: &P, env: &E, ctx: &mut Context) -> Verdict {
-    unless_for_host(env, ctx, Reason::Fragment)
+    refuse::<V4, E>(env, ctx, Reason::Fragment)
 }
 
+/// Drops it, unless it comes from outside for the host.
 #[inline(always)]
-fn unless_for_host<E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+pub(super) fn refuse<F: Family, E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
     if ctx.side() != Side::Uplink {
         return drop(env, ctx, reason);
     }
-    let at = env.endpoint(ctx.generation, WORLD, ctx.key.destination);
+    let at = F::endpoint(env, ctx.generation, WORLD, F::destination(ctx));
     match at >> 24 & !AT_PROXY {
         0 | AT_HOST => pass(env, ctx, Reason::NotOurs),
         AT_FRONTEND => {

@@ -6,16 +6,21 @@
 pub mod arp;
 pub mod claim;
 pub mod entry;
+pub mod entry6;
 pub mod forward;
+pub mod groups;
 pub mod guard;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod judge;
 pub mod later;
+pub mod nd;
+pub mod owner;
 
 use crate::classify::Classes;
 use crate::env::Env;
-use crate::layout::{Event, FlowKey};
+use crate::family::{V4, V6};
+use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
 use crate::packet::rewrite::Tuple;
 use crate::reason::Reason;
@@ -30,6 +35,11 @@ pub enum Stage {
     Claim = 2,
     Icmp = 3,
     Fragment = 4,
+    Entry6 = 5,
+    Classify6 = 6,
+    Claim6 = 7,
+    /// ICMPv6 of the link: neighbour discovery, multicast listeners.
+    Nd = 8,
 }
 
 /// Where the packet was met.
@@ -62,6 +72,8 @@ pub enum Verdict {
     Redirect(u32),
     /// Out of this device, the kernel resolves the neighbour: this address, or by its routes if 0. TC only.
     Neighbour(u32, u32),
+    /// The same towards the IPv6 guest whose next hop is `egress` of the context. TC only.
+    Neighbour6(u32),
     Next(Stage),
 }
 
@@ -69,7 +81,9 @@ pub enum Verdict {
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Context {
+    /// Of an IPv6 packet this has the last 32 bits of each address; `key6` has all.
     pub key: FlowKey,
+    pub key6: FlowKey6,
     pub now: u32,
     /// The policy read at entry; every stage uses this one.
     pub generation: u32,
@@ -101,18 +115,26 @@ pub struct Context {
     pub egress: u16,
     /// The way the flow goes: `WAY_*`.
     pub way: u8,
-    pub way_pad: [u8; 3],
+    /// 1: an IPv6 packet.
+    pub v6: u8,
+    /// Virtual network of the receiver; that of the packet unless the receiver is a peer's guest.
+    pub to_network: u16,
+    /// Slot of the flow that is judged again, or [`NO_SLOT`], and the generation of that slot.
+    pub again: u32,
+    pub again_generation: u32,
     /// The tuple after translation.
     pub new: Tuple,
     pub classes: Classes,
     pub search: Search,
     pub claim: FlowKey,
+    pub claim6: FlowKey6,
 }
 
 // `packet::headers::copy_mac` copies half-words.
 const _: () = assert!(core::mem::offset_of!(Context, source_mac).is_multiple_of(2));
 
 pub const NOBODY: u32 = u32::MAX;
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// Between two guests, or host and guest: no translation.
 pub const WAY_DIRECT: u8 = 1;
@@ -122,6 +144,8 @@ pub const WAY_INSTANCE_OUT: u8 = 2;
 pub const WAY_INSTANCE_IN: u8 = 3;
 /// Out through SNAT.
 pub const WAY_SNAT: u8 = 4;
+/// To a service of this host under a platform address; becomes `WAY_DIRECT` when the platform's rules allow it.
+pub const WAY_PLATFORM: u8 = 5;
 
 impl Context {
     #[inline(always)]
@@ -156,28 +180,64 @@ pub fn pass<E: Env>(env: &E, ctx: &Context, reason: Reason) -> Verdict {
     Verdict::Pass
 }
 
-/// The event that tells of this packet.
+/// Writes the event that tells of this packet, field by field: in the kernel it is built where it is sent from, a BPF
+/// stack has no room for it at every drop.
+///
+/// # Safety
+/// `event` can be written.
 #[inline(always)]
-pub fn event(ctx: &Context, reason: Reason) -> Event {
-    Event {
-        tick: ctx.now,
-        ifindex: ctx.ifindex,
-        source: ctx.key.source,
-        destination: ctx.key.destination,
-        source_port: ctx.key.source_port,
-        destination_port: ctx.key.destination_port,
-        network: ctx.key.network,
-        protocol: ctx.key.protocol,
-        reason: reason as u8,
-        rule: ctx.rule,
-        length: ctx.length,
-        side: ctx.side,
-        hook: ctx.hook,
-        v6: 0,
-        pad: 0,
-        pad1: 0,
-        source6: [0; 4],
-        destination6: [0; 4],
+pub unsafe fn write_event(event: *mut Event, ctx: &Context, reason: Reason) {
+    // SAFETY: the caller vouches for `event`; no reference to what is not written yet is made.
+    unsafe {
+        (&raw mut (*event).tick).write(ctx.now);
+        (&raw mut (*event).ifindex).write(ctx.ifindex);
+        (&raw mut (*event).source).write(ctx.key.source);
+        (&raw mut (*event).destination).write(ctx.key.destination);
+        (&raw mut (*event).source_port).write(ctx.key.source_port);
+        (&raw mut (*event).destination_port).write(ctx.key.destination_port);
+        (&raw mut (*event).network).write(ctx.key.network);
+        (&raw mut (*event).protocol).write(ctx.key.protocol);
+        (&raw mut (*event).reason).write(reason as u8);
+        (&raw mut (*event).rule).write(ctx.rule);
+        (&raw mut (*event).length).write(ctx.length);
+        (&raw mut (*event).side).write(ctx.side);
+        (&raw mut (*event).hook).write(ctx.hook);
+        (&raw mut (*event).v6).write(ctx.v6);
+        (&raw mut (*event).pad).write(0);
+        (&raw mut (*event).pad1).write(0);
+        for i in 0..4 {
+            let (source, destination) = if ctx.v6 != 0 {
+                (*ctx.key6.source.as_ptr().add(i), *ctx.key6.destination.as_ptr().add(i))
+            } else {
+                (0, 0)
+            };
+            (&raw mut (*event).source6).cast::<u32>().add(i).write(source);
+            (&raw mut (*event).destination6).cast::<u32>().add(i).write(destination);
+        }
+    }
+}
+
+/// How deciding about a packet ended, for functions with many ends: counting and telling is then done in one place.
+pub enum Ended {
+    Verdict(Verdict),
+    Drop(Reason),
+    Pass(Reason),
+}
+
+impl From<Reason> for Ended {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Ended::Drop(reason)
+    }
+}
+
+/// Counts and tells.
+#[inline(always)]
+pub fn end<E: Env>(env: &E, ctx: &Context, ended: Ended) -> Verdict {
+    match ended {
+        Ended::Verdict(verdict) => verdict,
+        Ended::Drop(reason) => drop(env, ctx, reason),
+        Ended::Pass(reason) => pass(env, ctx, reason),
     }
 }
 
@@ -186,9 +246,13 @@ pub fn event(ctx: &Context, reason: Reason) -> Event {
 pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     match stage {
         Stage::Entry => entry::run(packet, env, ctx),
-        Stage::Classify => judge::run(packet, env, ctx),
-        Stage::Claim => claim::run(packet, env, ctx),
+        Stage::Classify => judge::run::<V4, E>(env, ctx),
+        Stage::Claim => claim::run::<V4, P, E>(packet, env, ctx),
         Stage::Icmp => later::icmp(packet, env, ctx),
         Stage::Fragment => later::fragment(packet, env, ctx),
+        Stage::Entry6 => entry6::run(packet, env, ctx),
+        Stage::Classify6 => judge::run::<V6, E>(env, ctx),
+        Stage::Nd => nd::run(packet, env, ctx),
+        Stage::Claim6 => claim::run::<V6, P, E>(packet, env, ctx),
     }
 }

@@ -117,6 +117,7 @@ pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
@@ -127,6 +128,8 @@ pub const ACK: u8 = 16;
 
 pub const ECHO_REPLY: u8 = 0;
 pub const ECHO_REQUEST: u8 = 8;
+pub const ECHO_REPLY6: u8 = 129;
+pub const ECHO_REQUEST6: u8 = 128;
 
 /// Where the checksum stands in the transport header, for the protocols that are translated.
 pub const TCP_CHECKSUM: usize = 16;

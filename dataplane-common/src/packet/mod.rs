@@ -3,6 +3,8 @@
 pub mod arp;
 pub mod checksum;
 pub mod headers;
+pub mod ipv6;
+pub mod nd;
 pub mod parse;
 pub mod rewrite;
 

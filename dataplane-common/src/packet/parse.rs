@@ -22,6 +22,8 @@ pub const SHAPE_ICMP_ERROR: u8 = 4;
 pub const SHAPE_ICMP_OTHER: u8 = 8;
 /// The packet opens a conversation: TCP SYN without ACK, an echo request, or a protocol without a handshake.
 pub const SHAPE_OPENS: u8 = 16;
+/// Neighbour discovery and multicast listeners: ICMPv6 that never leaves the link.
+pub const SHAPE_ND: u8 = 32;
 
 /// Offsets are kept in the scratch context between programs, where the verifier forgets their range: these masks
 /// bring it back. 14 + 2·4 is the longest way to the IP header, 60 bytes the longest IP header.
@@ -30,10 +32,10 @@ pub fn l3_offset(ctx: &Context) -> usize {
     (ctx.l3 & 0x1f) as usize
 }
 
-/// See [`l3_offset`].
+/// See [`l3_offset`]; behind IPv6 extension headers it is further.
 #[inline(always)]
 pub fn l4_offset(ctx: &Context) -> usize {
-    (ctx.l4 & 0x7f) as usize
+    (ctx.l4 & 0xff) as usize
 }
 
 /// Reads the Ethernet header and up to two tags. `None`: shorter than an Ethernet header.
@@ -103,7 +105,38 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         return Ok(());
     }
     let payload = total - ihl as u32;
-    match protocol {
+    if protocol == ICMP { icmp(packet, ctx, l4, payload) } else { transport(packet, ctx, l4, payload) }
+}
+
+#[inline(always)]
+fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Result<(), Reason> {
+    let icmp = at::<Icmp>(packet, l4).ok_or(Reason::Malformed)?;
+    if payload < size_of::<Icmp>() as u32 {
+        return Err(Reason::Malformed);
+    }
+    // SAFETY: `at` checked the bounds.
+    let icmp = unsafe { &*icmp };
+    match icmp.kind {
+        ECHO_REQUEST => {
+            ctx.key.source_port = icmp.id;
+            ctx.shape |= SHAPE_OPENS;
+        }
+        ECHO_REPLY => ctx.key.destination_port = icmp.id,
+        3 | 4 | 5 | 11 | 12 => ctx.shape |= SHAPE_ICMP_ERROR,
+        _ => ctx.shape |= SHAPE_ICMP_OTHER,
+    }
+    Ok(())
+}
+
+/// Reads ports and flags of `ctx.key.protocol` at `l4`, with `payload` bytes there; protocols without ports have 0.
+#[inline(always)]
+pub(super) fn transport(
+    packet: &impl Packet,
+    ctx: &mut Context,
+    l4: usize,
+    payload: u32,
+) -> Result<(), Reason> {
+    match ctx.key.protocol {
         TCP => {
             let tcp = at::<Tcp>(packet, l4).ok_or(Reason::Malformed)?;
             // SAFETY: `at` checked the bounds.
@@ -136,23 +169,6 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
             ctx.key.source_port = udp.source;
             ctx.key.destination_port = udp.destination;
             ctx.shape |= SHAPE_OPENS;
-        }
-        ICMP => {
-            let icmp = at::<Icmp>(packet, l4).ok_or(Reason::Malformed)?;
-            if payload < size_of::<Icmp>() as u32 {
-                return Err(Reason::Malformed);
-            }
-            // SAFETY: `at` checked the bounds.
-            let icmp = unsafe { &*icmp };
-            match icmp.kind {
-                ECHO_REQUEST => {
-                    ctx.key.source_port = icmp.id;
-                    ctx.shape |= SHAPE_OPENS;
-                }
-                ECHO_REPLY => ctx.key.destination_port = icmp.id,
-                3 | 4 | 5 | 11 | 12 => ctx.shape |= SHAPE_ICMP_ERROR,
-                _ => ctx.shape |= SHAPE_ICMP_OTHER,
-            }
         }
         _ => ctx.shape |= SHAPE_OPENS,
     }

@@ -1,6 +1,7 @@
 //! Writing a translation into the packet: addresses, ports, TTL, hardware addresses, every checksum.
 
 use super::headers::*;
+use super::ipv6::Ipv6;
 use super::{Packet, at, checksum};
 use crate::layout::{FlowKey, NextHop};
 
@@ -121,4 +122,15 @@ fn write_macs(packet: &impl Packet, hop: Option<&NextHop>) {
         copy_mac(&raw mut (*ethernet).destination, &raw const hop.mac);
         copy_mac(&raw mut (*ethernet).source, &raw const hop.source_mac);
     }
+}
+
+/// Takes one from the hop limit of an IPv6 packet and puts the hardware addresses on. `false` if the header is not
+/// where it was parsed.
+#[inline(always)]
+pub fn forwarded6(packet: &impl Packet, l3: usize, hop: &NextHop) -> bool {
+    let Some(ip) = at::<Ipv6>(packet, l3) else { return false };
+    // SAFETY: `at` checked the bounds.
+    unsafe { (*ip).hop_limit = (*ip).hop_limit.wrapping_sub(1) };
+    write_macs(packet, Some(hop));
+    true
 }

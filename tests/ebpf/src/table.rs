@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use portcullis_common::clock::{TICK_SHIFT, passed};
+use portcullis_common::family::{Family as _, V4};
 use portcullis_common::flow::{self, Ctl, LIVE};
 use portcullis_common::layout::{BUCKET_SLOTS, Bucket, FlowKey, HalfRecord, KIND_FLOW};
 use portcullis_common::packet::checksum::{add, apply, difference, difference16};
@@ -69,7 +70,7 @@ fn in_records(told: &Table, key: &FlowKey, now: u32) -> Option<*mut Entry> {
         for i in 0..BUCKET_SLOTS as u32 {
             // SAFETY: `p` was just looked up, the slot is below eight; the key is the record's first 16 bytes.
             unsafe {
-                let r = flow::slot(p, (at.start + i) & 7);
+                let r = V4::slot(p, (at.start + i) & 7);
                 let k = r.cast::<u64>();
                 if core::ptr::read_volatile(k) == key[0]
                     && core::ptr::read_volatile(k.add(1)) == key[1]

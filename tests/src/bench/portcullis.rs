@@ -58,7 +58,7 @@ impl Portcullis {
 
         let pins = BpfFs::mount()?;
         let mut datapath =
-            Datapath::open(&pins.path().join("portcullis"), &LoadOptions::for_flows(max_flows))?;
+            Datapath::open(&pins.path().join("portcullis"), &LoadOptions::for_flows(max_flows, 1024))?;
         datapath.install(&image(compiled))?;
         let hop = NextHop {
             ifindex: rig.outside.ifindex,

@@ -1,0 +1,290 @@
+//! What differs between IPv4 and IPv6: addresses, flow keys, the tables they are looked up in. Everything else in the
+//! engine is written once, over [`Family`].
+
+use crate::engine::{Context, Stage};
+use crate::env::Env;
+use crate::flow;
+use crate::layout::{Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_FLOW};
+
+/// IPv4 or IPv6, at compile time.
+pub trait Family: Copy {
+    const V6: bool;
+    /// Network order.
+    type Address: Copy + PartialEq;
+    type Key: Copy;
+    type Bucket;
+    /// The stages of this family.
+    const CLASSIFY: Stage;
+    const CLAIM: Stage;
+
+    fn source(ctx: &Context) -> Self::Address;
+    fn destination(ctx: &Context) -> Self::Address;
+    /// The key of the packet under way.
+    fn key(ctx: &Context) -> &Self::Key;
+    /// The key of its flow's answers, seen in `network`.
+    fn answer(ctx: &Context, network: u16) -> Self::Key;
+    /// Where [`Env::insert`] takes its key from.
+    fn set_claim(ctx: &mut Context, key: &Self::Key);
+
+    /// This host itself, or nothing that a gateway may forward (RFC 6890).
+    fn never_forwarded(address: Self::Address) -> bool;
+    /// Multicast and the limited broadcast.
+    fn to_many(address: Self::Address) -> bool;
+
+    fn mask(control: &Control) -> u32;
+    fn hash(key: &Self::Key, seed: &[u64; 2]) -> u64;
+    fn bucket<E: Env>(env: &E, index: u32) -> Option<*mut Self::Bucket>;
+    /// Slot `i` of a bucket, modulo its size.
+    ///
+    /// # Safety
+    /// `bucket` comes from [`Family::bucket`].
+    unsafe fn slot(bucket: *mut Self::Bucket, i: u32) -> *mut HalfRecord;
+    /// # Safety
+    /// `record` is a slot of this family's table.
+    unsafe fn has_key(record: *mut HalfRecord, key: &Self::Key) -> bool;
+    /// # Safety
+    /// `record` is a slot of this family's table, and the caller owns it.
+    unsafe fn write_key(record: *mut HalfRecord, key: &Self::Key);
+
+    fn space<E: Env>(env: &E, generation: u32, routing: u16, address: Self::Address) -> u32;
+    fn endpoint<E: Env>(env: &E, generation: u32, network: u16, address: Self::Address) -> u32;
+    fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
+    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken;
+}
+
+#[derive(Clone, Copy)]
+pub struct V4;
+
+#[derive(Clone, Copy)]
+pub struct V6;
+
+impl Family for V4 {
+    const V6: bool = false;
+    type Address = u32;
+    type Key = FlowKey;
+    type Bucket = Bucket;
+    const CLASSIFY: Stage = Stage::Classify;
+    const CLAIM: Stage = Stage::Claim;
+
+    #[inline(always)]
+    fn source(ctx: &Context) -> u32 {
+        ctx.key.source
+    }
+    #[inline(always)]
+    fn destination(ctx: &Context) -> u32 {
+        ctx.key.destination
+    }
+    #[inline(always)]
+    fn key(ctx: &Context) -> &FlowKey {
+        &ctx.key
+    }
+    #[inline(always)]
+    fn answer(ctx: &Context, network: u16) -> FlowKey {
+        FlowKey {
+            source: ctx.new.destination,
+            destination: ctx.new.source,
+            source_port: ctx.new.destination_port,
+            destination_port: ctx.new.source_port,
+            network,
+            protocol: ctx.key.protocol,
+            kind: KIND_FLOW,
+        }
+    }
+    #[inline(always)]
+    fn set_claim(ctx: &mut Context, key: &FlowKey) {
+        ctx.claim = *key;
+    }
+    /// 0/8, 127/8 and 169.254/16.
+    #[inline(always)]
+    fn never_forwarded(address: u32) -> bool {
+        let [a, b, _, _] = address.to_ne_bytes();
+        a == 0 || a == 127 || (a == 169 && b == 254)
+    }
+    /// 224/4 and 240/4.
+    #[inline(always)]
+    fn to_many(address: u32) -> bool {
+        address.to_ne_bytes()[0] >= 224
+    }
+    #[inline(always)]
+    fn mask(control: &Control) -> u32 {
+        control.bucket_mask
+    }
+    #[inline(always)]
+    fn hash(key: &FlowKey, seed: &[u64; 2]) -> u64 {
+        flow::hash(key, seed)
+    }
+    #[inline(always)]
+    fn bucket<E: Env>(env: &E, index: u32) -> Option<*mut Bucket> {
+        env.bucket(index)
+    }
+    #[inline(always)]
+    unsafe fn slot(bucket: *mut Bucket, i: u32) -> *mut HalfRecord {
+        // SAFETY: `i` is below eight, the bucket holds eight records.
+        unsafe { bucket.cast::<HalfRecord>().add(i as usize & 7) }
+    }
+    #[inline(always)]
+    unsafe fn has_key(record: *mut HalfRecord, key: &FlowKey) -> bool {
+        // SAFETY: the caller vouches for `record`.
+        unsafe { flow::has_words(record, flow::words(key)) }
+    }
+    #[inline(always)]
+    unsafe fn write_key(record: *mut HalfRecord, key: &FlowKey) {
+        // SAFETY: the caller vouches for `record`.
+        unsafe { flow::write_words(record, flow::words(key)) }
+    }
+    #[inline(always)]
+    fn space<E: Env>(env: &E, generation: u32, routing: u16, address: u32) -> u32 {
+        env.space(generation, routing, address)
+    }
+    #[inline(always)]
+    fn endpoint<E: Env>(env: &E, generation: u32, network: u16, address: u32) -> u32 {
+        env.endpoint(generation, network, address)
+    }
+    #[inline(always)]
+    fn address_class<E: Env>(env: &E, generation: u32, address: u32) -> u32 {
+        env.address_class(generation, address)
+    }
+    #[inline(always)]
+    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
+        env.insert(ctx)
+    }
+}
+
+/// An address as two words, for comparing and hashing.
+#[inline(always)]
+fn pair(a: &[u32; 4]) -> [u64; 2] {
+    [a[0] as u64 | (a[1] as u64) << 32, a[2] as u64 | (a[3] as u64) << 32]
+}
+
+impl Family for V6 {
+    const V6: bool = true;
+    type Address = [u32; 4];
+    type Key = FlowKey6;
+    type Bucket = Bucket6;
+    const CLASSIFY: Stage = Stage::Classify6;
+    const CLAIM: Stage = Stage::Claim6;
+
+    #[inline(always)]
+    fn source(ctx: &Context) -> [u32; 4] {
+        ctx.key6.source
+    }
+    #[inline(always)]
+    fn destination(ctx: &Context) -> [u32; 4] {
+        ctx.key6.destination
+    }
+    #[inline(always)]
+    fn key(ctx: &Context) -> &FlowKey6 {
+        &ctx.key6
+    }
+    #[inline(always)]
+    fn answer(ctx: &Context, network: u16) -> FlowKey6 {
+        FlowKey6 {
+            key: FlowKey {
+                source: ctx.key.destination,
+                destination: ctx.key.source,
+                source_port: ctx.key.destination_port,
+                destination_port: ctx.key.source_port,
+                network,
+                protocol: ctx.key.protocol,
+                kind: KIND_FLOW,
+            },
+            source: ctx.key6.destination,
+            destination: ctx.key6.source,
+        }
+    }
+    #[inline(always)]
+    fn set_claim(ctx: &mut Context, key: &FlowKey6) {
+        ctx.claim6 = *key;
+    }
+    /// ::/96 (unspecified, loopback, IPv4-compatible), ::ffff:0:0/96 (IPv4-mapped) and fe80::/10.
+    #[inline(always)]
+    fn never_forwarded(a: [u32; 4]) -> bool {
+        let low = a[0] == 0 && a[1] == 0 && (a[2] == 0 || a[2] == 0xffff_u32.to_be());
+        low || u32::from_be(a[0]) >> 22 == 0xfe80 >> 6
+    }
+    /// ff00::/8.
+    #[inline(always)]
+    fn to_many(a: [u32; 4]) -> bool {
+        a[0].to_ne_bytes()[0] == 0xff
+    }
+    #[inline(always)]
+    fn mask(control: &Control) -> u32 {
+        control.bucket_mask6
+    }
+    #[inline(always)]
+    fn hash(key: &FlowKey6, seed: &[u64; 2]) -> u64 {
+        let mut h = seed[0] ^ flow::words(&key.key)[1];
+        let [a, b] = pair(&key.source);
+        let [c, d] = pair(&key.destination);
+        h = mix(h ^ a);
+        h = mix(h ^ b ^ seed[1]);
+        h = mix(h ^ c);
+        mix(h ^ d)
+    }
+    #[inline(always)]
+    fn bucket<E: Env>(env: &E, index: u32) -> Option<*mut Bucket6> {
+        env.bucket6(index)
+    }
+    #[inline(always)]
+    unsafe fn slot(bucket: *mut Bucket6, i: u32) -> *mut HalfRecord {
+        // SAFETY: `i` is below eight, the bucket holds eight records that begin with a half-record.
+        unsafe { bucket.cast::<HalfRecord6>().add(i as usize & 7).cast() }
+    }
+    #[inline(always)]
+    unsafe fn has_key(record: *mut HalfRecord, key: &FlowKey6) -> bool {
+        // SAFETY: the caller vouches for `record`, whose key stands in aligned words; each is read once. The first line
+        // differs for nearly all other keys, so the second is hardly ever read for nothing.
+        unsafe {
+            let wide = record.cast::<HalfRecord6>();
+            flow::has_words(record, flow::words(&key.key))
+                && same6(&raw const (*wide).source, &key.source)
+                && same6(&raw const (*wide).destination, &key.destination)
+        }
+    }
+    #[inline(always)]
+    unsafe fn write_key(record: *mut HalfRecord, key: &FlowKey6) {
+        // SAFETY: the caller vouches for `record`.
+        unsafe {
+            flow::write_words(record, flow::words(&key.key));
+            let wide = record.cast::<HalfRecord6>();
+            core::ptr::write_volatile((&raw mut (*wide).source).cast::<[u64; 2]>(), pair(&key.source));
+            core::ptr::write_volatile(
+                (&raw mut (*wide).destination).cast::<[u64; 2]>(),
+                pair(&key.destination),
+            );
+        }
+    }
+    #[inline(always)]
+    fn space<E: Env>(env: &E, generation: u32, routing: u16, address: [u32; 4]) -> u32 {
+        env.space6(generation, routing, &address)
+    }
+    #[inline(always)]
+    fn endpoint<E: Env>(env: &E, generation: u32, network: u16, address: [u32; 4]) -> u32 {
+        env.endpoint6(generation, network, &address)
+    }
+    #[inline(always)]
+    fn address_class<E: Env>(env: &E, generation: u32, address: [u32; 4]) -> u32 {
+        env.address_class6(generation, &address)
+    }
+    #[inline(always)]
+    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
+        env.insert6(ctx)
+    }
+}
+
+/// One round of the hash: every bit of `h` reaches the upper half, and comes down again.
+#[inline(always)]
+fn mix(h: u64) -> u64 {
+    let h = h.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (h ^ h >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+}
+
+/// # Safety
+/// `a` points to sixteen bytes aligned to eight.
+#[inline(always)]
+unsafe fn same6(a: *const [u32; 4], b: &[u32; 4]) -> bool {
+    let a = a.cast::<u64>();
+    let b = pair(b);
+    // SAFETY: the caller vouches for `a`.
+    unsafe { core::ptr::read_volatile(a) == b[0] && core::ptr::read_volatile(a.add(1)) == b[1] }
+}
