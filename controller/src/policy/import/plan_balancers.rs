@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::balancers::{Balancer, Rule};
 use super::draft;
-use super::names::{Index, Unique};
+use super::names::{Id, Index, Unique};
 use super::plan::{Plan, renamed};
 use super::report::{Level, Report};
 use super::sources::Sources;
@@ -168,14 +168,14 @@ fn one(
         let names: Vec<String> = rule
             .frontends
             .iter()
-            .flat_map(|reference| match frontend_ids.find(&reference.id) {
+            .flat_map(|reference| match own(&frontend_ids, &reference.id, balancer.frontends.len()) {
                 Some(at) => by_frontend[at].clone(),
                 None => Vec::new(),
             })
             .collect();
         let mut seen = HashSet::new();
         let names: Vec<String> = names.into_iter().filter(|name| seen.insert(name.clone())).collect();
-        let pool = rule.pool.as_ref().and_then(|pool| pool_ids.find(&pool.id));
+        let pool = rule.pool.as_ref().and_then(|pool| own(&pool_ids, &pool.id, balancer.pools.len()));
         match outbound(&mut built, rule, names, pool, members, &mut free, timeouts) {
             Ok((mut outbound, notes)) => {
                 outbound.name = rule_names.take(&rule.named.name, "outbound");
@@ -205,6 +205,13 @@ fn one(
         }
     }
     built
+}
+
+/// A part of this load balancer that one of its rules names. Where a template leaves the name open and there is one part
+/// only, it is that one: rules cannot name parts of others.
+fn own(ids: &Index, id: &Id, count: usize) -> Option<usize> {
+    let open = id.name().is_empty() || id.name().contains('[');
+    ids.find(id).or_else(|| (open && count == 1).then_some(0))
 }
 
 type Notes = Vec<(Level, &'static str, String)>;
