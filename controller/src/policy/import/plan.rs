@@ -530,6 +530,7 @@ impl Plan {
     }
 
     fn finish(mut self, options: &Options, report: &mut Report) -> Draft {
+        self.networks.fill_empty(report);
         self.drop_appliances_nobody_reaches(report);
         let mut draft = self.draft;
         draft.networks = self.networks.networks;

@@ -182,6 +182,17 @@ impl Networks {
         Some(self.subnets.len() - 1)
     }
 
+    /// Gives a network that ended up without any address space a made-up one.
+    pub fn fill_empty(&mut self, report: &mut Report) {
+        for network in self.networks.iter_mut().filter(|network| network.space.is_empty()) {
+            network.space.extend(MADE_UP.parse::<IpNet>());
+            network.comment = Some("REPLACE: the address space is made up".to_owned());
+            let title = format!("virtualnetworks/{}", network.name);
+            let why = format!("the network has no usable address space; {MADE_UP} is made up");
+            report.add(Level::Note, &Place::nowhere(), &title, "addressSpace", why, "write the right one");
+        }
+    }
+
     /// A /24 of the network that no subnet has, or what is left of it.
     fn free_prefix(&mut self, network: usize) -> Option<IpNet> {
         let network = &mut self.networks[network];
