@@ -18,6 +18,8 @@ mod plan;
 mod plan_balancers;
 mod plan_guests;
 mod plan_networks;
+mod plan_peerings;
+mod plan_publics;
 mod plan_rules;
 mod publics;
 pub mod report;

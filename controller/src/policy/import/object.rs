@@ -131,8 +131,7 @@ impl<'j> Object<'j> {
         level: Level,
         report: &mut Report,
     ) -> Option<Reference> {
-        let inner = Object::open(field.json, &field.place, &self.title, level, report);
-        let Some(mut inner) = inner else { return None };
+        let mut inner = Object::open(field.json, &field.place, &self.title, level, report)?;
         let id = inner.take("id");
         inner.finish(&["reference"], report);
         match id.as_ref().and_then(|id| id.json.text()) {

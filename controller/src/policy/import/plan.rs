@@ -6,10 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::draft::{self, Draft, Side};
-use super::names::{Devices, Id, Index, Unique};
+use super::names::{Devices, Index, Unique};
 use super::object::Reference;
 use super::plan_networks::{Networks, Wanted};
 use super::report::{Level, Place, Report};
@@ -18,12 +18,6 @@ use super::sources::{Named, Sources};
 use super::{Options, plan_balancers, plan_guests, plan_rules};
 use crate::policy::network::{Access, Direction};
 use crate::policy::ports;
-
-/// Where made-up public addresses are from: for documentation and benchmarks, nobody has them (RFC 5737, RFC 2544).
-const PLACEHOLDERS: [&str; 4] = ["203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24", "198.18.0.0/15"];
-
-/// The largest public prefix that is written out address by address; Azure's own limit.
-const LONGEST_LIST: usize = 16;
 
 /// A policy under construction.
 pub struct Plan {
@@ -38,8 +32,8 @@ pub struct Plan {
     /// For each public resource the addresses it became: positions in the draft.
     pub publics: Vec<Vec<usize>>,
     pub public_users: HashSet<usize>,
-    public_addresses: HashSet<Ipv4Addr>,
-    placeholder: u32,
+    pub public_addresses: HashSet<Ipv4Addr>,
+    pub placeholder: u32,
     pub devices: Devices,
 }
 
@@ -90,9 +84,10 @@ impl Plan {
         let mut names = Unique::default();
         for tag in &sources.tags {
             let title = format!("serviceTags/{}", tag.name);
+            let twice = known.contains_key(&tag.name.to_lowercase());
             if plan_rules::built_in(&tag.name).is_some() {
                 report.add(Level::Note, &tag.place, &title, "", "the tag is built in", "none needed");
-            } else if known.contains_key(&tag.name.to_lowercase()) {
+            } else if twice {
                 report.add(
                     Level::Note,
                     &tag.place,
@@ -289,246 +284,6 @@ impl Plan {
         self.peerings(sources, report);
     }
 
-    /// Only peerings with two sides, between networks that share no addresses, also not with another peer.
-    fn peerings(&mut self, sources: &Sources, report: &mut Report) {
-        let find = |ids: &Index, id: &Id| ids.find(id);
-        let sides: HashSet<(usize, usize)> = sources
-            .networks
-            .iter()
-            .enumerate()
-            .flat_map(|(at, network)| network.peerings.iter().map(move |peering| (at, peering)))
-            .filter_map(|(at, peering)| Some((at, find(&self.networks.ids, &peering.remote.id)?)))
-            .collect();
-        let mut peers: Vec<Vec<usize>> = vec![Vec::new(); sources.networks.len()];
-        let spaces: Vec<Vec<IpNet>> =
-            self.networks.networks.iter().map(|network| network.space.clone()).collect();
-        let apart = |a: usize, b: usize| {
-            spaces[a]
-                .iter()
-                .all(|one| spaces[b].iter().all(|other| !super::plan_networks::overlap(one, other)))
-        };
-        for (at, network) in sources.networks.iter().enumerate() {
-            let mut names = Unique::default();
-            for peering in &network.peerings {
-                let remote = self.networks.ids.find(&peering.remote.id);
-                let named = &peering.named;
-                let why = match remote {
-                    None => format!("{} is not in the input", peering.remote.id.title()),
-                    Some(remote) if remote == at => "a network cannot be peered with itself".to_owned(),
-                    Some(remote) if !sides.contains(&(remote, at)) => {
-                        "the other network is not peered with this one".to_owned()
-                    }
-                    Some(remote)
-                        if self.networks.networks[at]
-                            .peerings
-                            .iter()
-                            .any(|(_, name)| *name == self.networks.networks[remote].name) =>
-                    {
-                        "the networks are peered already".to_owned()
-                    }
-                    Some(remote) => {
-                        let together = peers[at].contains(&remote)
-                            || (apart(at, remote)
-                                && peers[at].iter().all(|other| apart(*other, remote))
-                                && peers[remote].iter().all(|other| apart(*other, at)));
-                        if together {
-                            if !peers[at].contains(&remote) {
-                                peers[at].push(remote);
-                                peers[remote].push(at);
-                            }
-                            let name = names.take(&named.name, "peering");
-                            renamed(named, &name, report);
-                            let remote = self.networks.networks[remote].name.clone();
-                            self.networks.networks[at].peerings.push((name, remote));
-                            continue;
-                        }
-                        "the networks share addresses, or one does with another peer".to_owned()
-                    }
-                };
-                report.add(
-                    Level::Warning,
-                    &named.place,
-                    &named.title,
-                    "remoteVirtualNetwork",
-                    why,
-                    "import both networks, or peer them in the policy",
-                );
-            }
-        }
-    }
-
-    fn publics(&mut self, sources: &Sources, report: &mut Report) {
-        for public in &sources.publics {
-            self.public_ids.add(&public.named.id);
-            let v6 = public.v6 || public.address.is_some_and(|address| address.is_ipv6());
-            if v6 {
-                let why = "public IPv6 addresses are not available yet";
-                report.add(
-                    Level::Warning,
-                    &public.named.place,
-                    &public.named.title,
-                    "ipAddress",
-                    why,
-                    "give guests IPv6 addresses that are routed to them",
-                );
-                self.publics.push(Vec::new());
-                continue;
-            }
-            let address = match public.address {
-                Some(std::net::IpAddr::V4(address)) => Some(address),
-                _ => None,
-            };
-            let added = self.add_public(&public.named, address, report);
-            self.publics.push(added.into_iter().collect());
-        }
-        for prefix in &sources.prefixes {
-            self.public_ids.add(&prefix.named.id);
-            let mut all = Vec::new();
-            match prefix.prefix {
-                Some(IpNet::V4(net)) if net.prefix_len() >= 28 => {
-                    for (at, address) in
-                        (u32::from(net.network())..=u32::from(net.broadcast())).enumerate().take(LONGEST_LIST)
-                    {
-                        let address = Ipv4Addr::from(address);
-                        // Addresses from the prefix that the input also has by name.
-                        if let Some(known) =
-                            self.draft.publics.iter().position(|public| public.address == address)
-                        {
-                            all.push(known);
-                            continue;
-                        }
-                        let name = format!("{}-{at}", prefix.named.name);
-                        let named = Named { name, ..prefix.named.clone() };
-                        all.extend(self.add_public(&named, Some(address), report));
-                    }
-                }
-                Some(net) => {
-                    let why = format!("{net} is IPv6, or more than {LONGEST_LIST} addresses");
-                    report.add(
-                        Level::Warning,
-                        &prefix.named.place,
-                        &prefix.named.title,
-                        "ipPrefix",
-                        why,
-                        "add the addresses you need by hand",
-                    );
-                }
-                None => {
-                    let why = "the prefix is not known";
-                    report.add(
-                        Level::Warning,
-                        &prefix.named.place,
-                        &prefix.named.title,
-                        "ipPrefix",
-                        why,
-                        "add the addresses you need by hand",
-                    );
-                }
-            }
-            self.publics.push(all);
-        }
-    }
-
-    fn add_public(&mut self, named: &Named, given: Option<Ipv4Addr>, report: &mut Report) -> Option<usize> {
-        let usable = given.filter(|address| self.usable(*address));
-        let mut comment = None;
-        let address = match usable {
-            Some(address) => address,
-            None => {
-                let Some(made_up) = self.placeholder() else {
-                    report.add(
-                        Level::Warning,
-                        &named.place,
-                        &named.title,
-                        "ipAddress",
-                        "there is no placeholder left",
-                        "add the address by hand",
-                    );
-                    return None;
-                };
-                let why = match given {
-                    Some(given) => format!(
-                        "{given} is inside a virtual network, taken, or no public address; {made_up} is made up"
-                    ),
-                    None => format!("the address is not known; {made_up} is made up"),
-                };
-                report.add(
-                    Level::Note,
-                    &named.place,
-                    &named.title,
-                    "ipAddress",
-                    why,
-                    "write an address that the world routes here",
-                );
-                comment = Some("REPLACE: the address is made up".to_owned());
-                made_up
-            }
-        };
-        self.public_addresses.insert(address);
-        let name = self.public_names.take(&named.name, "pip");
-        renamed(named, &name, report);
-        self.draft.publics.push(draft::Public { name, address, comment });
-        Some(self.draft.publics.len() - 1)
-    }
-
-    fn usable(&self, address: Ipv4Addr) -> bool {
-        let net = IpNet::V4(Ipv4Net::from(address));
-        !self.public_addresses.contains(&address)
-            && crate::policy::prefixes::forbidden(&net).is_none()
-            && !self.networks.contains(address.into())
-    }
-
-    fn placeholder(&mut self) -> Option<Ipv4Addr> {
-        let nets = PLACEHOLDERS.iter().filter_map(|net| net.parse::<Ipv4Net>().ok());
-        let hosts = nets.flat_map(|net| net.hosts());
-        for (at, address) in (0..).zip(hosts).skip(self.placeholder as usize) {
-            self.placeholder = at + 1;
-            if self.usable(address) {
-                return Some(address);
-            }
-        }
-        None
-    }
-
-    /// The addresses that a reference means, for one user alone; made up if it is not in the input.
-    pub fn take_public(
-        &mut self,
-        reference: &Reference,
-        user: &str,
-        property: &str,
-        report: &mut Report,
-    ) -> Vec<usize> {
-        let at = match self.public_ids.find(&reference.id) {
-            Some(at) => at,
-            None => {
-                let why = format!("{} is not in the input", reference.id.title());
-                report.add(Level::Note, &reference.place, user, property, why, "import the address too");
-                self.public_ids.add(&reference.id);
-                let added = self.add_public(&unknown(reference), None, report);
-                self.publics.push(added.into_iter().collect());
-                self.publics.len() - 1
-            }
-        };
-        let all = self.publics[at].clone();
-        let free: Vec<usize> =
-            all.iter().copied().filter(|public| self.public_users.insert(*public)).collect();
-        if free.is_empty() {
-            let why = match all.is_empty() {
-                true => "the address was not carried over",
-                false => "the address has another user already",
-            };
-            report.add(
-                Level::Warning,
-                &reference.place,
-                user,
-                property,
-                why,
-                "give it an address of its own",
-            );
-        }
-        free
-    }
-
     fn finish(mut self, options: &Options, report: &mut Report) -> Draft {
         self.networks.fill_empty(report);
         self.drop_appliances_nobody_reaches(report);
@@ -568,46 +323,6 @@ impl Plan {
             }
         }
         draft
-    }
-
-    /// An appliance is a guest of a network that uses the table, or of a peer.
-    fn drop_appliances_nobody_reaches(&mut self, report: &mut Report) {
-        for table in &mut self.draft.route_tables {
-            let networks = &self.networks.networks;
-            let uses = |network: &draft::Network| {
-                network.subnets.iter().any(|s| s.route_table.as_ref() == Some(&table.name))
-            };
-            let users: Vec<&draft::Network> = networks.iter().filter(|network| uses(network)).collect();
-            let holds =
-                |network: &draft::Network, address| network.space.iter().any(|part| part.contains(&address));
-            let reached = |address: std::net::IpAddr| {
-                users.is_empty()
-                    || users.iter().any(|user| {
-                        holds(user, address)
-                            || user.peerings.iter().any(|(_, peer)| {
-                                networks.iter().any(|other| other.name == *peer && holds(other, address))
-                            })
-                    })
-            };
-            let name = table.name.clone();
-            for route in &mut table.routes {
-                let Some(address) = route.address.filter(|address| !reached(*address)) else { continue };
-                let why = format!(
-                    "no network that uses the table reaches the appliance {address}: the route leads nowhere here"
-                );
-                let title = format!("routetables/{name}/routes/{}", route.name);
-                let nowhere = Place::nowhere();
-                report.add(
-                    Level::Warning,
-                    &nowhere,
-                    &title,
-                    "nextHopIpAddress",
-                    why,
-                    "import the appliance's network, or write the next hop",
-                );
-                (route.hop, route.address) = ("None", None);
-            }
-        }
     }
 }
 
