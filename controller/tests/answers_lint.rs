@@ -1,6 +1,6 @@
 //! Each finding of `lint` where it belongs, and none where it does not; the commands as a person runs them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ fn lab() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/answers_support/lab.yaml")
 }
 
-fn report(text: &str, addresses: Option<&[Ipv4Addr]>) -> LintReport {
+fn report(text: &str, addresses: Option<&[IpAddr]>) -> LintReport {
     let loaded = policy::parse("policy.yaml", text).unwrap_or_else(|findings| panic!("{findings}"));
     lint(&loaded.network, &loaded.places, Surroundings { host_addresses: addresses })
 }
@@ -20,7 +20,7 @@ fn report(text: &str, addresses: Option<&[Ipv4Addr]>) -> LintReport {
 #[test]
 fn every_kind_of_finding_is_told_with_its_code_severity_and_line() {
     let text = std::fs::read_to_string(lab()).unwrap();
-    let report = report(&text, Some(&[Ipv4Addr::new(10, 0, 0, 1)]));
+    let report = report(&text, Some(&[IpAddr::from([10, 0, 0, 1])]));
     let found: Vec<(String, Severity, String)> =
         report.findings.iter().map(|f| (f.code.clone(), f.severity, f.about.clone())).collect();
     use Severity::{Error, Warning};

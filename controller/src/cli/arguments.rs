@@ -54,6 +54,8 @@ pub enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Make a policy of Azure's JSON: answers of its REST interface, output of `az`, ARM templates.
+    Import(ImportArguments),
     /// Make the daemon load this policy now.
     Apply {
         #[arg(value_name = "FILE")]
@@ -118,6 +120,29 @@ pub struct RunArguments {
     /// off, error, warn, info, debug or trace. From debug on the kernel programs log every new flow, which costs.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, clap::Args)]
+pub struct ImportArguments {
+    /// What Azure's tools wrote; `-` is standard input. Several files become one policy.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where the policy goes; `-` is standard output. A file that exists is not replaced.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub to: PathBuf,
+    /// Also write the report, which goes to standard error, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Azure's published service tag file; the policy will name it.
+    #[arg(long, value_name = "FILE")]
+    pub service_tags: Option<PathBuf>,
+    /// What the names of the guests' devices begin with.
+    #[arg(long, value_name = "TEXT", default_value = "tap-")]
+    pub device_prefix: String,
+    /// The device towards the world.
+    #[arg(long, value_name = "DEVICE", default_value = "uplink-REPLACE")]
+    pub uplink: String,
 }
 
 /// Arguments of `explain`.

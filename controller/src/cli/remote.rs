@@ -61,6 +61,7 @@ fn request(command: &Command) -> Result<Request, String> {
         | Command::Down { .. }
         | Command::Check { .. }
         | Command::Schema
+        | Command::Import(_)
         | Command::Effective(_)
         | Command::Verify(_)
         | Command::Diagnose(_)

@@ -97,7 +97,7 @@ pub(super) fn check(network: &Network, around: Surroundings<'_>, findings: &mut 
     }
     let Some(addresses) = around.host_addresses else { return };
     for service in &network.platform.services {
-        if !addresses.contains(&service.address) {
+        if !addresses.contains(&service.address.into()) {
             findings.add(
                 "PC501",
                 Severity::Warning,

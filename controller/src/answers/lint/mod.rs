@@ -9,7 +9,7 @@ mod probes;
 pub mod shadow;
 mod view;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ pub struct LintReport {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings<'a> {
     /// Addresses of this host's devices; `None` if the policy is looked at elsewhere.
-    pub host_addresses: Option<&'a [Ipv4Addr]>,
+    pub host_addresses: Option<&'a [IpAddr]>,
 }
 
 /// Collects findings.
