@@ -11,7 +11,8 @@ use datapath_image::{guest, image, uplink};
 use datapath_support::{Place, frame, ifindex, in_a_place_of_its_own, run};
 use portcullis::datapath::{AttachPlan, Datapath, Hook, HookState, LoadOptions, TcBackend, down};
 
-const SMALL: LoadOptions = LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
+const SMALL: LoadOptions =
+    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
 
 fn open(place: &Place) -> Datapath {
     Datapath::open(&place.pins(), &SMALL).expect("opens")

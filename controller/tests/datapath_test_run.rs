@@ -8,7 +8,8 @@ use datapath_support::{frame, in_a_place_of_its_own};
 use portcullis::datapath::{Datapath, LoadOptions, now_tick};
 use portcullis_common::Reason;
 
-const SMALL: LoadOptions = LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
+const SMALL: LoadOptions =
+    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
 const XDP_PASS: u32 = 2;
 const TC_NEXT: u32 = u32::MAX;
 const TC_SHOT: u32 = 2;

@@ -113,8 +113,8 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         let n = routing.to_be_bytes();
         let a = bytes(address);
         let key = [
-            n[0], n[1], a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13],
-            a[14], a[15], 0, 0,
+            n[0], n[1], a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12],
+            a[13], a[14], a[15], 0, 0,
         ];
         trie.get(&Key::new(144, key)).copied().unwrap_or(0)
     }

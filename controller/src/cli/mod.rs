@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use arguments::{Arguments, Command, ExplainArguments, OutputFormat, RunArguments};
+pub use arguments::{Arguments, Command, ExplainArguments, FlowsCommand, OutputFormat, RunArguments};
 
 use crate::daemon;
 
@@ -104,6 +104,8 @@ mod tests {
             "portcullis run",
             "portcullis check",
             "portcullis flows --limit x",
+            "portcullis flows --limit 5 flush",
+            "portcullis flows kill vm1",
         ] {
             assert!(parse(line).unwrap_err().use_stderr(), "{line}");
         }

@@ -106,11 +106,7 @@ pub(super) fn compile(
                 let body = bodies
                     .entry((of, direction))
                     .or_insert_with(|| body(network, of, direction, ids, &mut contexts, &mut port_lists));
-                if body.rules.is_empty() {
-                    0
-                } else {
-                    rulesets.number(Asked { of, direction, context })
-                }
+                if body.rules.is_empty() { 0 } else { rulesets.number(Asked { of, direction, context }) }
             });
             platform.insert(number as u32 + 1, numbers);
         }

@@ -157,10 +157,11 @@ impl Image {
             block.width == width
                 && block.count == rows.len() / width
                 && first_word.is_none_or(|first| first == block.first_word)
-                && (self.counting || self.pages[(ROWS + block.base) as usize..]
-                    .iter()
-                    .zip(rows.chunks(width))
-                    .all(|(page, row)| &page.words[words.clone()] == row))
+                && (self.counting
+                    || self.pages[(ROWS + block.base) as usize..]
+                        .iter()
+                        .zip(rows.chunks(width))
+                        .all(|(page, row)| &page.words[words.clone()] == row))
         })
     }
 
@@ -228,11 +229,8 @@ impl Image {
     /// The finished pages.
     pub fn finish(mut self, generation: u32, records: &Records<'_>) -> Result<Finished, TooLarge> {
         debug_assert_eq!(records.owners.len(), records.frontends.len() * ADDRESS_UNITS as usize);
-        let missing = if self.counting {
-            self.summaries.len() * PAGE_BYTES + self.locals_count * 2
-        } else {
-            0
-        };
+        let missing =
+            if self.counting { self.summaries.len() * PAGE_BYTES + self.locals_count * 2 } else { 0 };
         self.protocols()?;
         let mut header = Header {
             generation,

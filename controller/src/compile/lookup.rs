@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use portcullis_common::layout::{v4, v6};
 use portcullis_common::policy::{
-    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header, PROTOCOL, Page,
-    RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
+    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header,
+    PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
 };
 
 use super::Compiled;

@@ -7,8 +7,8 @@ use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_IMDS, EXEMPT_LKM, EXEMPT_OTHE
 
 use super::prefix::{METADATA_ADDRESS, PLATFORM_ADDRESS};
 use crate::policy::network::{
-    Access, AddressMatch, Direction, Network, PlatformService, RuleProtocol, SecurityRule, ServiceTag, Subnet,
-    TransportProtocol,
+    Access, AddressMatch, Direction, Network, PlatformService, RuleProtocol, SecurityRule, ServiceTag,
+    Subnet, TransportProtocol,
 };
 
 /// What stands where the rules of a group have the group's name, and before their names in the registry.

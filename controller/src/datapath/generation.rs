@@ -288,9 +288,8 @@ impl Datapath {
 
 /// The hop as wanted, with the hardware address that was learned for the same guest on the same device.
 fn keep_learned(before: &NextHop, mut wanted: NextHop) -> NextHop {
-    let same =
-        (before.kind, before.ifindex, before.address, before.address6)
-            == (wanted.kind, wanted.ifindex, wanted.address, wanted.address6);
+    let same = (before.kind, before.ifindex, before.address, before.address6)
+        == (wanted.kind, wanted.ifindex, wanted.address, wanted.address6);
     let named = (before.flags | wanted.flags) & HOP_FLAG_PINNED != 0;
     if same && !named && before.flags & HOP_FLAG_RESOLVED != 0 && wanted.flags & HOP_FLAG_RESOLVED == 0 {
         wanted.mac = before.mac;

@@ -115,10 +115,11 @@ impl Datapath {
         }
         let log_level = options.log_level as u8;
         let mut loader = EbpfLoader::new();
-        loader
-            .map_max_entries("FLOWS", buckets)
-            .map_max_entries("FLOWS6", buckets6)
-            .override_global(aya_log::LEVEL, &log_level, false);
+        loader.map_max_entries("FLOWS", buckets).map_max_entries("FLOWS6", buckets6).override_global(
+            aya_log::LEVEL,
+            &log_level,
+            false,
+        );
         let (namespace, note) = match Namespace::here() {
             Ok(namespace) => (namespace, None),
             // The counters then tell of the whole machine; nothing else depends on it.

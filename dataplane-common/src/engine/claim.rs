@@ -6,8 +6,8 @@ use crate::env::Env;
 use crate::family::{Family, V4};
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, FlowKey, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_MAPPING, Settings,
-    WORLD,
+    Control, EPOCH_SHIFT, FLOW_RULE, FlowKey, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_MAPPING,
+    Settings, WORLD,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};

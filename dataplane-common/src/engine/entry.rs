@@ -103,12 +103,7 @@ fn drop_unless_uplink<E: Env>(env: &E, ctx: &Context, reason: Reason) -> Verdict
 }
 
 #[inline(always)]
-fn not_ipv4<P: Packet, E: Env>(
-    packet: &P,
-    env: &E,
-    ctx: &mut Context,
-    layer3: Layer3,
-) -> Verdict {
+fn not_ipv4<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, layer3: Layer3) -> Verdict {
     let tagged = ctx.shape & SHAPE_VLAN != 0;
     match ctx.side() {
         // A tag means another network, or another device stacked on this one.

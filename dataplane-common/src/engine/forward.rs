@@ -7,8 +7,8 @@ use crate::env::Env;
 use crate::family::{Family, V4};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FLAG_MAPPED, LIVE};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
-    KIND_MAPPING, NextHop, Settings, WORLD,
+    Control, EPOCH_SHIFT, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD,
+    HalfRecord, KIND_MAPPING, NextHop, Settings, WORLD,
 };
 use crate::packet::headers::{FIN, RST, SYN, TCP, same_mac};
 use crate::packet::rewrite::{Tuple, forwarded6, translate};
@@ -162,12 +162,7 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
 
 /// Translates the packet to `ctx.new` and sends it by `ctx.egress`; counts it as `reason`.
 #[inline(always)]
-pub fn send<F: Family, P: Packet, E: Env>(
-    packet: &P,
-    env: &E,
-    ctx: &mut Context,
-    reason: Reason,
-) -> Verdict {
+pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
     if ctx.side == Side::Host as u8 {
         // Host and guest talk without translation; the kernel is already sending it.
         return pass(env, ctx, if reason == Reason::Forwarded { Reason::FromHost } else { reason });

@@ -8,8 +8,8 @@ use crate::family::Family;
 use crate::layout::NEXT_HOP_HOST;
 use crate::packet::headers::{ICMP, ICMPV6};
 use crate::policy::{
-    EXEMPT_OTHER, Endpoint, Header, PROTOCOL, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT,
-    DESTINATION, DESTINATION_PORT, protocol_class, rule_action,
+    DESTINATION, DESTINATION_PORT, EXEMPT_OTHER, Endpoint, Header, PROTOCOL, RULE_ALLOW, RULE_ID, Ruleset,
+    SOURCE, SOURCE_PORT, protocol_class, rule_action,
 };
 use crate::reason::Reason;
 

@@ -11,7 +11,9 @@ use super::{Context, Hook, Side, Stage, Verdict};
 use crate::env::{Env, Step};
 use crate::family::{V4, V6};
 use crate::flow;
-use crate::layout::{Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop};
+use crate::layout::{
+    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop,
+};
 use crate::packet::{Packet, checksum};
 use crate::policy::{EndpointKey, EndpointKey6, Page};
 use crate::reason::{REASON_SLOTS, Reason};

@@ -1,8 +1,8 @@
 //! Second stage: who sends, who receives, and do the rules let it pass? Always on the private addresses.
 
 use super::{
-    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM, WAY_SNAT, drop,
-    forward, groups, owner, pass,
+    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM, WAY_SNAT,
+    drop, forward, groups, owner, pass,
 };
 use crate::classify::{self, entry, header};
 use crate::env::Env;
@@ -97,8 +97,7 @@ fn from_guest<F: Family, E: Env>(
     if F::to_many(destination) {
         return Err(Reason::Broadcast.into());
     }
-    let endpoint =
-        entry::<E, Endpoint>(env, ctx.generation, head.endpoints, from).ok_or(Reason::Internal)?;
+    let endpoint = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, from).ok_or(Reason::Internal)?;
     // SAFETY: `entry` points into a page.
     let routing = unsafe { (*endpoint).routing };
     let space = F::space(env, ctx.generation, routing, destination);
@@ -187,8 +186,7 @@ fn from_uplink<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> 
     let at = F::endpoint(env, ctx.generation, WORLD, destination);
     let index = at & 0xff_ffff;
     // Nobody outside has one of our private addresses; believing it would let it in by AllowVnetInBound.
-    if F::space(env, ctx.generation, WORLD, source) != 0 || F::never_forwarded(source) || F::to_many(source)
-    {
+    if F::space(env, ctx.generation, WORLD, source) != 0 || F::never_forwarded(source) || F::to_many(source) {
         return Err(Reason::Martian.into());
     }
     // No IPv6 address of the policy is one of the world's.

@@ -156,7 +156,9 @@ unsafe fn turn_round(
 #[inline(always)]
 unsafe fn pseudo(ip: *const Ipv6, length: u32) -> u32 {
     // SAFETY: the caller vouches for `ip`; source and destination lie together, 32 bytes at an even place.
-    unsafe { sum::<16>((&raw const (*ip).source).cast()) + (length as u16).to_be() as u32 + 58u16.to_be() as u32 }
+    unsafe {
+        sum::<16>((&raw const (*ip).source).cast()) + (length as u16).to_be() as u32 + 58u16.to_be() as u32
+    }
 }
 
 /// The sum of `N` half-words.
