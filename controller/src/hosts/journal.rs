@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::namespace::Namespace;
@@ -30,14 +30,14 @@ pub enum HostChange {
     AddressAdded {
         device: String,
         ifindex: u32,
-        address: Ipv4Net,
+        address: IpNet,
     },
-    /// A link-scope route of the main table.
+    /// A route of the main table to what is on the device's link.
     RouteAdded {
         device: String,
         ifindex: u32,
-        prefix: Ipv4Net,
-        source: Option<Ipv4Addr>,
+        prefix: IpNet,
+        source: Option<IpAddr>,
     },
     /// A permanent neighbour entry.
     NeighbourAdded {
