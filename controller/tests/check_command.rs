@@ -21,12 +21,12 @@ fn every_wrong_policy_ends_with_exit_code_2_and_shows_file_line_and_caret() {
         assert!(text.contains("help"), "{name}: what to do: {text}");
         seen += 1;
     }
-    assert!(seen >= 10, "{seen} wrong policies");
+    assert!(seen >= 18, "{seen} wrong policies");
 }
 
 #[test]
 fn the_examples_end_with_exit_code_0() {
-    for file in ["../examples/quickstart.yaml", "../examples/minimal.yaml"] {
+    for file in ["../examples/quickstart.yaml", "../examples/minimal.yaml", "../examples/two-networks.yaml"] {
         let (code, text) = check(Path::new(file));
         assert_eq!(code, Some(0), "{file}: {text}");
     }

@@ -6,14 +6,14 @@ use std::net::Ipv4Addr;
 
 use compile_support::*;
 use portcullis::compile::lookup::{Image, endpoint_value};
-use portcullis::compile::{Compiled, Ownership, Registry, compile};
+use portcullis::compile::{Compiled, Ownership, Registry, RulesetOf, compile};
 use portcullis::policy::network::{
     Announce, Direction, Frontend, HostAccess, Network, OutboundRule, TransportProtocol,
 };
 use portcullis_common::clock::ticks;
 use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, HOST_DNS, HOST_ECHO, IDLE_RULES, IDLE_UDP};
 use portcullis_common::policy::{
-    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, FRONTEND_HOST, OUTBOUND_TCP,
+    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, FRONTEND_HOST, IN_NETWORK, OUTBOUND_TCP,
 };
 
 fn at(compiled: &Compiled, network: u16, address: &str) -> (u32, u32) {
@@ -59,7 +59,8 @@ fn every_address_of_the_policy_and_the_host_is_known_for_what_it_is() {
     let own = image.endpoint(2);
     assert_eq!(own.instance_address.to_ne_bytes(), [203, 0, 113, 7]);
     assert_eq!((own.network, own.units), (9, 0));
-    assert_eq!(compiled.spaces, [(0, 16, [10, 0, 0, 0]), (1, 16, [10, 0, 0, 0]), (9, 16, [10, 0, 0, 0])]);
+    let inside = |routing: u16| (routing, 16, [10, 0, 0, 0], IN_NETWORK << 24 | u32::from(routing));
+    assert_eq!(compiled.spaces, [inside(0), inside(1), inside(9)]);
 }
 
 #[test]
@@ -73,13 +74,13 @@ fn the_four_rulesets_of_an_address_come_from_its_interface_and_its_subnet() {
     let what = |number: u32| {
         number
             .checked_sub(1)
-            .map(|i| (compiled.rulesets[i as usize].group, compiled.rulesets[i as usize].direction))
+            .map(|i| (compiled.rulesets[i as usize].of, compiled.rulesets[i as usize].direction))
     };
     let both = image.endpoint(0);
-    assert_eq!(what(both.nic_outbound), Some((0, Direction::Outbound)));
-    assert_eq!(what(both.subnet_outbound), Some((1, Direction::Outbound)));
-    assert_eq!(what(both.subnet_inbound), Some((1, Direction::Inbound)));
-    assert_eq!(what(both.nic_inbound), Some((0, Direction::Inbound)));
+    assert_eq!(what(both.nic_outbound), Some((RulesetOf::Group(0), Direction::Outbound)));
+    assert_eq!(what(both.subnet_outbound), Some((RulesetOf::Group(1), Direction::Outbound)));
+    assert_eq!(what(both.subnet_inbound), Some((RulesetOf::Group(1), Direction::Inbound)));
+    assert_eq!(what(both.nic_inbound), Some((RulesetOf::Group(0), Direction::Inbound)));
     let one = image.endpoint(1);
     assert_eq!((one.nic_outbound, one.nic_inbound), (0, 0));
     assert_eq!((one.subnet_outbound, one.subnet_inbound), (both.subnet_outbound, both.subnet_inbound));

@@ -139,6 +139,85 @@ fn an_outbound_rule_that_needs_more_ports_than_exist_is_refused_with_the_numbers
     );
 }
 
+/// The only error of a file, and where its second place is.
+fn with_second(name: &str, at: (usize, usize), message: &str, help: &str, second: (usize, usize)) {
+    let findings = only(name, at.0, at.1, message, help);
+    let other = findings.position_of(findings.entries()[0].secondary[0].span);
+    assert_eq!((other.line, other.column), second, "{findings}");
+}
+
+#[test]
+fn a_peering_that_only_one_side_declares_is_refused_and_the_other_network_is_shown() {
+    with_second(
+        "one-sided-peering.yaml",
+        (6, 70),
+        "`hub` is peered with `spoke`, but `spoke` is not peered with `hub`",
+        "a peering has two sides: add `virtualNetworkPeerings: [{ name: to-hub, remoteVirtualNetwork: hub }]` to `spoke`",
+        (9, 11),
+    );
+}
+
+#[test]
+fn an_application_group_with_members_in_two_networks_is_refused_and_both_are_shown() {
+    with_second(
+        "group-in-two-networks.yaml",
+        (31, 90),
+        "`vm2/v4` is in virtual network `spoke`, application security group `AsgWeb` is in `hub`",
+        "all members of a group are in the virtual network of the first: make a second group",
+        (26, 90),
+    );
+}
+
+#[test]
+fn a_rule_between_application_groups_of_two_networks_is_refused_and_both_are_shown() {
+    with_second(
+        "rule-across-networks.yaml",
+        (45, 48),
+        "rule `AllowHttp` names application security groups of two virtual networks",
+        "both have to be in one virtual network: use address prefixes for the other side",
+        (44, 43),
+    );
+}
+
+#[test]
+fn an_unknown_service_tag_is_refused_with_the_one_that_was_meant() {
+    only("unknown-tag.yaml", 44, 30, "there is no service tag `Ofices`", "did you mean `Offices`?");
+}
+
+#[test]
+fn a_tag_file_that_does_not_exist_is_refused_where_it_is_named() {
+    let findings = refused("missing-tag-file.yaml");
+    let [(line, column, message)] = errors(&findings)[..] else { panic!("{findings}") };
+    assert_eq!((line, column), (34, 9));
+    assert!(
+        message.starts_with("cannot read the tag file ") && message.contains("no-such-file.json"),
+        "{message}"
+    );
+    assert!(findings.entries()[0].help[0].contains("the path is relative to the policy file"), "{findings}");
+}
+
+#[test]
+fn an_appliance_outside_every_network_that_could_reach_it_is_refused() {
+    only(
+        "appliance-elsewhere.yaml",
+        18,
+        99,
+        "10.9.1.4 is not in the address space of `spoke`, which uses `through`, nor of a peer",
+        "an appliance is a guest of the same or of a peered virtual network: correct the address",
+    );
+}
+
+#[test]
+fn an_ipv6_address_outside_its_subnet_is_refused() {
+    only(
+        "ipv6-outside-subnet.yaml",
+        27,
+        52,
+        "fd00:1:0:2::4 is not in subnet `web` (10.0.1.0/24, fd00:1:0:1::/64)",
+        "choose an address of this subnet",
+    );
+}
+
 #[test]
 fn a_yaml_alias_bomb_ends_with_the_line_it_went_off_at() {
     let start = std::time::Instant::now();

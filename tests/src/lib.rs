@@ -2,8 +2,10 @@
 
 pub mod backend;
 pub mod bench;
+pub mod classbench;
 pub mod edge;
 pub mod lab;
+pub mod ledger;
 pub mod model;
 pub mod quickstart;
 mod stop;

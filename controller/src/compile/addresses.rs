@@ -55,11 +55,6 @@ impl Lists {
         self.lists[number as usize].shared = true;
         number
     }
-
-    /// A list as it was interned, without what another prefix of it covers.
-    pub fn prefixes(&self, list: u32) -> &[Prefix] {
-        &self.lists[list as usize].prefixes
-    }
 }
 
 /// Classes of shared lists that are written down, over all lists, about; 32 MB.

@@ -51,10 +51,6 @@ impl Prefix {
         self.v6
     }
 
-    pub fn len(&self) -> u8 {
-        self.len
-    }
-
     pub fn start(&self) -> Place {
         (self.v6, self.first)
     }

@@ -1,5 +1,6 @@
 //! What stands before the groups: the platform's rules and services (design §4, `reference/azure.md` §1.8).
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use super::diagnostics::Problems;
@@ -46,18 +47,14 @@ pub fn read(
     platform
 }
 
-struct Service {
-    service: PlatformService,
-    span: Span,
-}
-
 fn read_services(
     items: &[Node<'_>],
     register: &mut Register,
     problems: &mut Problems,
 ) -> Vec<PlatformService> {
     let mut names = Names::new("platform service");
-    let mut read: Vec<Service> = Vec::new();
+    let mut read = Vec::new();
+    let mut taken: HashMap<(Ipv4Addr, u16), Vec<(TransportProtocol, String, Span)>> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
         let Some(fields) = Fields::open(item, &shape::PLATFORM_SERVICE, problems) else { continue };
         let name = fields.text("name", problems);
@@ -82,21 +79,22 @@ fn read_services(
             })
         })();
         let (Some(service), Some(At { span, .. })) = (service, port) else { continue };
-        let both = |a, b| a == b || a == TransportProtocol::All || b == TransportProtocol::All;
-        let same = |other: &&Service| {
-            let other = &other.service;
-            (other.address, other.port) == (service.address, service.port)
-                && both(other.protocol, service.protocol)
+        let others = taken.entry((service.address, service.port)).or_default();
+        let both = |other: TransportProtocol| {
+            other == service.protocol
+                || other == TransportProtocol::All
+                || service.protocol == TransportProtocol::All
         };
-        if let Some(first) = read.iter().find(same) {
+        if let Some((_, first, place)) = others.iter().find(|(other, ..)| both(*other)) {
             problems
                 .error(span, format!("port {} of {} is declared twice", service.port, service.address))
-                .also(first.span, format!("by `{}`", first.service.name))
+                .also(*place, format!("by `{first}`"))
                 .help("remove one of them, or let one be Tcp and the other Udp");
         }
-        read.push(Service { service, span });
+        others.push((service.protocol, service.name.clone(), span));
+        read.push(service);
     }
-    read.into_iter().map(|service| service.service).collect()
+    read
 }
 
 fn parse_address(text: &str) -> Result<Ipv4Addr, Complaint> {

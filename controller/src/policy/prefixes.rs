@@ -23,11 +23,13 @@ pub const FORBIDDEN: &[(&str, &str)] = &[
     ("ff00::/8", "multicast"),
 ];
 
-/// The forbidden range that shares addresses with a prefix, and why it is forbidden.
+/// The forbidden range that shares addresses with a prefix, and why it is forbidden; rather one around the prefix than
+/// one inside it.
 pub fn forbidden(prefix: &IpNet) -> Option<(IpNet, &'static str)> {
     let ranges =
-        FORBIDDEN.iter().map(|(range, why)| (range.parse::<IpNet>().expect("a constant prefix"), *why));
-    ranges.into_iter().find(|(range, _)| range.contains(prefix) || prefix.contains(range))
+        || FORBIDDEN.iter().map(|(range, why)| (range.parse::<IpNet>().expect("a constant prefix"), *why));
+    let around = ranges().find(|(range, _)| range.contains(prefix));
+    around.or_else(|| ranges().find(|(range, _)| prefix.contains(range)))
 }
 
 /// An address without a prefix length.
@@ -112,7 +114,7 @@ pub fn parse_match(text: &str, plural: &str, tags: &Tags) -> Result<AddressMatch
     if text.contains(['/', ':']) || digit {
         return parse_network(text).map(AddressMatch::Prefix);
     }
-    Err(tags.unknown(text))
+    tags.missing(text).map(AddressMatch::Tag)
 }
 
 /// A hardware address, `02:00:00:00:00:01` or as Azure writes it `02-00-00-00-00-01`.

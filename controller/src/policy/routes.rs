@@ -1,6 +1,6 @@
 //! Route tables: where a subnet's packets go instead of where they would (`reference/azure.md` §1.4, §2.1).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -198,15 +198,12 @@ impl Tables {
 
     /// An address without a guest, and a table without a subnet, are hardly meant.
     pub fn warn_unused(&self, networks: &Resolved, guests: &[Interface], problems: &mut Problems) {
-        for (table, address) in &self.appliances {
-            let reached = self.users[*table].iter().flat_map(|network| self.reach(*network, networks));
-            let reached: Vec<usize> = reached.collect();
-            let mut all = guests.iter().flat_map(|guest| &guest.addresses);
-            let found = all.any(|configuration| {
-                configuration.address == address.value
-                    && reached.contains(&networks.network_of(configuration.subnet))
-            });
-            if !reached.is_empty() && !found {
+        let configurations = guests.iter().flat_map(|guest| &guest.addresses);
+        let taken: HashSet<(usize, IpAddr)> =
+            configurations.map(|own| (networks.network_of(own.subnet), own.address)).collect();
+        for (table, address) in self.appliances.iter().filter(|(table, _)| !self.users[*table].is_empty()) {
+            let mut reached = self.users[*table].iter().flat_map(|network| self.reach(*network, networks));
+            if !reached.any(|network| taken.contains(&(network, address.value))) {
                 problems
                     .warning(
                         address.span,

@@ -236,5 +236,9 @@ mod tests {
         for text in ["", "{", "[]", "{}", "\u{0}", entry, &deep, &ignored, r#"{"values": [1]}"#] {
             assert!(parse(text.as_bytes()).is_err(), "{text:.40}");
         }
+        let whole = r#"{"values": [{"name": "A", "properties": {"addressPrefixes": ["10.0.0.0/8"]}}]}"#;
+        for end in 0..whole.len() {
+            assert!(parse(&whole.as_bytes()[..end]).is_err(), "{}", &whole[..end]);
+        }
     }
 }

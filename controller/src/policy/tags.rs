@@ -33,8 +33,10 @@ pub struct Tags {
     by_name: HashMap<String, usize>,
     /// What the names stand for that are not built in.
     pub definitions: Vec<TagDefinition>,
-    /// Is a tag file named? Even one that could not be read: then an unknown tag may be in there.
+    /// Is a tag file named?
     has_file: bool,
+    /// Could it not be read?
+    unreadable: bool,
 }
 
 fn built_in(name: &str) -> Option<ServiceTag> {
@@ -54,12 +56,16 @@ impl Tags {
             .or_else(|| self.by_name.get(&name.to_ascii_lowercase()).map(|index| ServiceTag::Named(*index)))
     }
 
-    /// What to say about a name that no tag has.
-    pub fn unknown(&self, name: &str) -> Complaint {
+    /// What to make of a name that no tag has: an error, with the tag that was probably meant. After a tag file that
+    /// could not be read, which has been reported, any name may be one of its tags; what is returned then is never used.
+    pub fn missing(&self, name: &str) -> Result<ServiceTag, Complaint> {
+        if self.unreadable {
+            return Ok(ServiceTag::Named(usize::MAX));
+        }
         let complaint = Complaint::new(format!("there is no service tag `{name}`"));
         let known = BUILT_IN.iter().map(|(name, _)| *name);
         let known = known.chain(self.definitions.iter().map(|tag| tag.name.as_str()));
-        match nearest(name, known) {
+        Err(match nearest(name, known) {
             Some(near) => complaint.help(format!("did you mean `{near}`?")),
             None if self.has_file => complaint.help(
                 "neither the tag file nor `serviceTags.tags` has it; a newer tag file may, anything else is an \
@@ -70,7 +76,7 @@ impl Tags {
                  name its tag file under `serviceTags: { file: ... }`, for your own use `serviceTags: { tags: [...] }`; \
                  anything else is an address or a prefix",
             ),
-        }
+        })
     }
 
     fn define(&mut self, definition: TagDefinition) {
@@ -147,7 +153,10 @@ fn read_file(tags: &mut Tags, file: &Text, folder: &Path, problems: &mut Problem
     let path = folder.join(&file.value);
     let read = match tag_file::read(&path) {
         Ok(read) => read,
-        Err(complaint) => return complaint.report(file.span, problems),
+        Err(complaint) => {
+            tags.unreadable = true;
+            return complaint.report(file.span, problems);
+        }
     };
     let mut skipped = read.skipped;
     for tag in read.tags {

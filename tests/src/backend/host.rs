@@ -31,9 +31,14 @@ impl HostBackend {
 
 /// Tables of the host engine with this policy in force.
 pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
-    let c = &gateway.compiled;
     let mut env = HostEnv::new(buckets, [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
-    env.control.generation = c.generation;
+    put_in_force(&mut env, gateway);
+    env.routes.insert(0, 0, gateway.world_hop as u32);
+    env
+}
+
+fn put_in_force(env: &mut HostEnv, gateway: &Gateway) {
+    let c = &gateway.compiled;
     let parity = (c.generation & 1) as usize;
     env.control.settings[parity] = c.settings;
     env.policy[parity] = c.host_policy();
@@ -43,8 +48,7 @@ pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
     for (index, hop) in gateway.next_hops() {
         env.set_next_hop(index, hop);
     }
-    env.routes.insert(0, 0, gateway.world_hop as u32);
-    env
+    env.control.generation = c.generation;
 }
 
 impl Backend for HostBackend {
@@ -79,6 +83,11 @@ impl Backend for HostBackend {
             Verdict::Next(stage) => anyhow::bail!("the engine stopped before {stage:?}"),
         };
         Ok(Outcome { action, frame })
+    }
+    fn change(&mut self, yaml: &str) -> anyhow::Result<()> {
+        self.gateway.recompile(yaml)?;
+        put_in_force(&mut self.env, &self.gateway);
+        Ok(())
     }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         Ok(self.env.counters().into_iter().collect())

@@ -96,6 +96,11 @@ impl Backend for KernelBackend {
             frame: outcome.packet,
         })
     }
+    fn change(&mut self, yaml: &str) -> anyhow::Result<()> {
+        self.gateway.recompile(yaml)?;
+        self.datapath.install(&self.gateway.image())?;
+        Ok(())
+    }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         let counts = self.datapath.reasons()?;
         Ok(Reason::ALL

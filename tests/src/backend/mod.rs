@@ -52,6 +52,8 @@ pub trait Backend {
     fn hook(&self) -> Hook;
     fn gateway(&self) -> &Gateway;
     fn run(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome>;
+    /// Puts another policy in force, as the next generation.
+    fn change(&mut self, yaml: &str) -> anyhow::Result<()>;
     /// Counters that are not zero.
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
@@ -94,6 +96,24 @@ impl Gateway {
             .next_hop(&format!("world:{uplink}/203.0.113.254"))
             .map_err(|e| anyhow::anyhow!("{e:?}"))?;
         Ok(Self { compiled, registry, devices: facts.devices, uplink, world_hop })
+    }
+
+    /// The same devices with another policy, as the next generation.
+    fn recompile(&mut self, yaml: &str) -> anyhow::Result<()> {
+        let loaded = policy::parse("test.yaml", yaml)
+            .map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
+        let mut facts = HostFacts { devices: self.devices.clone(), ..HostFacts::default() };
+        facts.addresses.push([203, 0, 113, 1].into());
+        let generation = self.compiled.generation + 1;
+        self.compiled = compile::compile(
+            &loaded.network,
+            &facts,
+            &mut self.registry,
+            &self.compiled.ownership,
+            generation,
+        )
+        .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        Ok(())
     }
 
     /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.

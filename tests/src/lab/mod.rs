@@ -19,6 +19,7 @@
 
 mod bpffs;
 mod craft;
+mod craft6;
 mod daemon;
 mod frame;
 mod http;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use bpffs::{BpfFs, ScratchDir};
 pub use craft::{Craft, Mac, TcpFlags};
+pub use craft6::{ALL_NODES, Craft6, solicited_node};
 pub use daemon::{Daemon, DaemonSpec};
 pub use frame::{Arp, Checksum, Checksums, Frame, Ip, Transport};
 pub use http::{CurlReply, HttpServer, curl};

@@ -1,0 +1,263 @@
+//! `cargo xtask bench --groups`: what a packet costs that security groups decide about, by the number of their rules.
+//!
+//! One guest with a group on its interface and one on its subnet, both with 1, 1,000 or as many rules as there are
+//! priorities; the whole public service tag file is in force each time (another guest's group names every tag).
+//! The same packets in all cases, with the same fate: TCP is allowed and makes a flow, UDP is denied. Time is what
+//! `BPF_PROG_TEST_RUN` reports for the XDP program, less what it reports for a packet that is given up at once.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use portcullis::datapath::now_tick;
+use portcullis_common::engine::Hook;
+use portcullis_common::flow::{Ctl, FLAG_FORWARD};
+use serde::Serialize;
+
+use super::statistics::median;
+use crate::backend::{Backend as _, KernelBackend};
+use crate::lab::{Craft, TcpFlags};
+
+/// Rules of each of the two groups.
+const RULES: [usize; 3] = [1, 1000, 3997];
+const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const TAG_FILE: &str = "shared/data/servicetags/ServiceTags_Public_20251013.json";
+/// Flows of one measurement end before the next begins; their slots are free again after this.
+const GRACE: Duration = Duration::from_millis(400);
+
+/// Nanoseconds a packet, the median of the rounds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Cost {
+    pub rules: usize,
+    /// One denied packet again and again.
+    pub denied_hot: f64,
+    /// Denied packets of a random trace.
+    pub denied_random: f64,
+    /// New flows to one destination.
+    pub new_hot: f64,
+    /// New flows of a random trace.
+    pub new_random: f64,
+}
+
+/// Measures and prints.
+pub fn execute(rounds: usize, packets: usize, json: bool) -> anyhow::Result<()> {
+    let costs = run(rounds, packets)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&costs)?);
+        return Ok(());
+    }
+    println!("{:>6}  {:>18}  {:>18}  {:>18}  {:>18}", "RULES", "DENIED, HOT", "DENIED, RANDOM", "NEW FLOW, HOT", "NEW FLOW, RANDOM");
+    for cost in &costs {
+        let of = |value: fn(&Cost) -> f64| format!("{:.0} ns ({:.2}x)", value(cost), value(cost) / value(&costs[0]));
+        println!(
+            "{:>6}  {:>18}  {:>18}  {:>18}  {:>18}",
+            cost.rules,
+            of(|c| c.denied_hot),
+            of(|c| c.denied_random),
+            of(|c| c.new_hot),
+            of(|c| c.new_random)
+        );
+    }
+    Ok(())
+}
+
+/// Measures `rounds` times, all cases in turns, with `packets` packets in a trace.
+pub fn run(rounds: usize, packets: usize) -> anyhow::Result<Vec<Cost>> {
+    let tags = Tags::read()?;
+    let trace = Trace::random(&tags, packets);
+    let policies: Vec<String> = RULES.iter().map(|&rules| policy(&tags, rules)).collect();
+    KernelBackend::with(&policies[0], &["vm1", "vm9", "up"], Hook::Xdp, |backend| {
+        let mut samples: Vec<Vec<[f64; 4]>> = vec![Vec::new(); RULES.len()];
+        for round in 0..=rounds {
+            for (case, policy) in policies.iter().enumerate() {
+                if round != 0 || case != 0 {
+                    backend.change(policy)?;
+                }
+                let sample = measure(backend, &trace)?;
+                // The first round warms up.
+                if round != 0 {
+                    samples[case].push(sample);
+                }
+            }
+        }
+        let value = |case: usize, i: usize| median(&samples[case].iter().map(|s| s[i]).collect::<Vec<_>>());
+        Ok(RULES
+            .iter()
+            .enumerate()
+            .map(|(case, &rules)| Cost {
+                rules,
+                denied_hot: value(case, 0),
+                denied_random: value(case, 1),
+                new_hot: value(case, 2),
+                new_random: value(case, 3),
+            })
+            .collect())
+    })
+}
+
+fn measure(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 4]> {
+    let ifindex = backend.ifindex("vm1")?;
+    let dropped = |frame: &[u8], repeat| -> anyhow::Result<f64> {
+        let (outcome, took) = backend.datapath.time_xdp(frame, ifindex, repeat)?;
+        ensure!(outcome.verdict == 1, "a packet that should be denied got verdict {}", outcome.verdict);
+        Ok(took.as_nanos() as f64)
+    };
+    let sent = |frame: &[u8]| -> anyhow::Result<f64> {
+        let (outcome, took) = backend.datapath.time_xdp(frame, ifindex, 1)?;
+        ensure!(outcome.verdict == 4, "a packet that should make a flow got verdict {}", outcome.verdict);
+        Ok(took.as_nanos() as f64)
+    };
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    // No IP at all from a guest: dropped by the first look at it.
+    let mut nothing = trace.denied[0].clone();
+    nothing[12..14].copy_from_slice(&[0x88, 0xcc]);
+    let once = mean((0..2000).map(|_| dropped(&nothing, 1)).collect::<Result<_, _>>()?);
+    let hot = dropped(&nothing, 100_000)?;
+    let denied_hot = dropped(&trace.denied[0], 200_000)? - hot;
+    let denied_random = mean(trace.denied.iter().map(|f| dropped(f, 1)).collect::<Result<_, _>>()?) - once;
+    let new_hot = mean(trace.hot.iter().map(|f| sent(f)).collect::<Result<_, _>>()?) - once;
+    end_all(backend)?;
+    let new_random = mean(trace.allowed.iter().map(|f| sent(f)).collect::<Result<_, _>>()?) - once;
+    end_all(backend)?;
+    Ok([denied_hot, denied_random, new_hot, new_random])
+}
+
+fn end_all(backend: &KernelBackend) -> anyhow::Result<()> {
+    let table = backend.datapath.flow_table()?;
+    let now = now_tick();
+    for (index, record) in table.iter() {
+        if Ctl(record.ctl).flags() & FLAG_FORWARD != 0 {
+            table.end(index, &record, now);
+        }
+    }
+    std::thread::sleep(GRACE);
+    table.sweep(now_tick(), |_, _| {});
+    Ok(())
+}
+
+/// The tags of the public file, with their IPv4 prefixes as (first address, length).
+struct Tags {
+    file: PathBuf,
+    names: Vec<String>,
+    prefixes: Vec<(u32, u8)>,
+}
+
+impl Tags {
+    fn read() -> anyhow::Result<Self> {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(TAG_FILE);
+        let file = file.canonicalize().with_context(|| format!("{} is needed for this", file.display()))?;
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let values = json["values"].as_array().context("no tags in the file")?;
+        let names = values.iter().filter_map(|v| v["name"].as_str()).map(str::to_owned).collect();
+        let prefixes = values
+            .iter()
+            .filter_map(|v| v["properties"]["addressPrefixes"].as_array())
+            .flatten()
+            .filter_map(|p| p.as_str()?.parse::<ipnet::Ipv4Net>().ok())
+            .map(|net| (u32::from(net.network()), net.prefix_len()))
+            .collect();
+        Ok(Self { file, names, prefixes })
+    }
+}
+
+struct Trace {
+    denied: Vec<Vec<u8>>,
+    allowed: Vec<Vec<u8>>,
+    hot: Vec<Vec<u8>>,
+}
+
+impl Trace {
+    fn random(tags: &Tags, packets: usize) -> Self {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut tuple = |_| {
+            let (first, length) = tags.prefixes[random.usize(..tags.prefixes.len())];
+            let span = u32::MAX.checked_shr(u32::from(length)).unwrap_or(0);
+            let address = first | random.u32(..) & span;
+            (Ipv4Addr::from(address), random.u16(1024..), random.u16(1..))
+        };
+        let tuples: Vec<_> = (0..packets).map(&mut tuple).collect();
+        let craft = |to| Craft::new(GUEST, [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], to);
+        let syn = |to, sport, dport| craft(to).tcp(sport, dport, TcpFlags::SYN, 1, 0, b"");
+        let (hot, _, port) = tuples[0];
+        Self {
+            denied: tuples.iter().map(|&(to, sport, dport)| craft(to).udp(sport, dport, b"")).collect(),
+            allowed: tuples.iter().map(|&(to, sport, dport)| syn(to, sport, dport)).collect(),
+            hot: (0..packets.min(60_000)).map(|i| syn(hot, 1024 + i as u16, port)).collect(),
+        }
+    }
+}
+
+/// Rules about parts of the tags' space, all of which allow TCP and deny UDP; the last one is for everything.
+fn rules(tags: &Tags, count: usize, seed: u64) -> String {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut text = String::new();
+    for i in 0..count - 1 {
+        let (first, length) = tags.prefixes[random.usize(..tags.prefixes.len())];
+        let port = random.u16(..60_000);
+        let (protocol, access) = if i % 2 == 0 { ("Tcp", "Allow") } else { ("Udp", "Deny") };
+        let _ = writeln!(
+            text,
+            "      - {{ name: r{i}, priority: {}, direction: Outbound, access: {access}, protocol: {protocol}, \
+             sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: {}/{length}, \
+             destinationPortRange: {port}-{} }}",
+            100 + i,
+            Ipv4Addr::from(first),
+            port + random.u16(0..5000),
+        );
+    }
+    let _ = writeln!(
+        text,
+        "      - {{ name: last, priority: 4096, direction: Outbound, access: Deny, protocol: Udp, \
+         sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }}"
+    );
+    text
+}
+
+fn policy(tags: &Tags, count: usize) -> String {
+    let mut all = String::new();
+    for (i, name) in tags.names.iter().enumerate() {
+        let _ = writeln!(
+            all,
+            "      - {{ name: t{i}, priority: {}, direction: Outbound, access: Allow, protocol: '*', \
+             sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: {name}, destinationPortRange: '*' }}",
+            100 + i
+        );
+    }
+    format!(
+        r"
+limits: {{ securityRulesPerGroup: 7994 }}
+serviceTags: {{ file: '{file}' }}
+virtualNetworks:
+  - name: bench
+    addressSpace: {{ addressPrefixes: [10.0.0.0/16] }}
+    subnets: [{{ name: a, addressPrefix: 10.0.1.0/24, networkSecurityGroup: subnet }}, {{ name: b, addressPrefix: 10.0.2.0/24 }}]
+networkInterfaces:
+  - name: vm1
+    device: vm1
+    macAddress: 02:00:00:00:00:01
+    networkSecurityGroup: nic
+    ipConfigurations: [{{ subnet: a, privateIPAddress: 10.0.1.4, publicIPAddress: pip }}]
+  - name: vm9
+    device: vm9
+    networkSecurityGroup: every-tag
+    ipConfigurations: [{{ subnet: b, privateIPAddress: 10.0.2.4 }}]
+networkSecurityGroups:
+  - name: nic
+    securityRules:
+{nic}
+  - name: subnet
+    securityRules:
+{subnet}
+  - name: every-tag
+    securityRules:
+{all}
+publicIPAddresses: [{{ name: pip, ipAddress: 203.0.113.10, announce: proxy }}]
+uplinks: [{{ device: up }}]
+",
+        file = tags.file.display(),
+        nic = rules(tags, count, 1),
+        subnet = rules(tags, count, 2),
+    )
+}
