@@ -208,4 +208,4 @@ impl Ended {
 
 #[cfg(test)]
 #[path = "kill_tests.rs"]
-mod tests;
+pub(super) mod tests;

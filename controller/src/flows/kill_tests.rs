@@ -7,9 +7,6 @@ use portcullis_common::layout::{FlowKey, HalfRecord6, KIND_FLOW, v4, v6};
 use super::*;
 use crate::datapath::{Datapath, LoadOptions};
 
-#[path = "../../tests/datapath_support/mod.rs"]
-mod support;
-
 const GUEST: u16 = 7;
 const OTHER: u16 = 8;
 const WORLD_HOP: u16 = 2;
@@ -17,19 +14,19 @@ const GENERATION: u32 = 5;
 
 /// What is put into a table: two slots from `slot` on.
 #[derive(Clone, Copy)]
-struct Put {
-    slot: u32,
-    protocol: u8,
-    kind: u8,
-    flags: u8,
-    guest: u16,
-    from: (&'static str, u16),
-    to: (&'static str, u16),
+pub(in crate::flows) struct Put {
+    pub slot: u32,
+    pub protocol: u8,
+    pub kind: u8,
+    pub flags: u8,
+    pub guest: u16,
+    pub from: (&'static str, u16),
+    pub to: (&'static str, u16),
     /// Source after translation.
-    outside: (&'static str, u16),
+    pub outside: (&'static str, u16),
 }
 
-const TCP: Put = Put {
+pub(in crate::flows) const TCP: Put = Put {
     slot: 0,
     protocol: 6,
     kind: KIND_FLOW,
@@ -40,7 +37,7 @@ const TCP: Put = Put {
     outside: ("203.0.113.10", 1024),
 };
 
-fn put(table: &FlowTable, what: Put) {
+pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
     let [from, to, outside] = [what.from, what.to, what.outside].map(|(address, port)| {
         let address: IpAddr = address.parse().unwrap();
         // Of IPv6 the key has the last 32 bits.
@@ -99,8 +96,8 @@ fn put(table: &FlowTable, what: Put) {
 }
 
 /// Maps both tables of a datapath in a place of its own.
-fn with_tables(test: impl FnOnce(&FlowTable, &FlowTable) + Send) {
-    support::in_a_place_of_its_own(|place| {
+pub(in crate::flows) fn with_tables(test: impl FnOnce(&FlowTable, &FlowTable) + Send) {
+    crate::flows::support::in_a_place_of_its_own(|place| {
         let options = LoadOptions { flow_buckets: 8, flow_buckets6: 8, ..LoadOptions::default() };
         let datapath = Datapath::open(&place.pins(), &options).expect("opens");
         test(&datapath.flow_table().expect("maps"), &datapath.flow_table6().expect("maps"));

@@ -11,3 +11,7 @@ pub use list::{
 };
 pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
+
+#[cfg(test)]
+#[path = "../../tests/datapath_support/mod.rs"]
+mod support;

@@ -112,3 +112,33 @@ fn sweep(tables: [&FlowTable; 2], counts: &ReaperCounts) -> Duration {
     counts.microseconds.store(took.as_micros() as u64, Relaxed);
     took
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::kill::tests::{Put, TCP, put, with_tables};
+
+    #[test]
+    fn a_sweep_goes_over_both_tables_and_tells_them_apart() {
+        with_tables(|flows, flows6| {
+            put(flows, TCP);
+            put(flows6, TCP);
+            put(flows6, Put { slot: 2, ..TCP });
+            assert!(flows6.end(2, &flows6.read(2).unwrap(), now_tick()));
+            let counts = ReaperCounts::default();
+            sweep([flows, flows6], &counts);
+            let report = counts.report();
+            assert_eq!((report.sweeps, report.ipv4.live, report.ipv4.waiting), (1, 2, 0));
+            assert_eq!((report.ipv6.live, report.ipv6.waiting, report.ipv6.freed), (2, 2, 0));
+            // The grace is three ticks of 67 ms.
+            std::thread::sleep(Duration::from_millis(400));
+            sweep([flows, flows6], &counts);
+            let report = counts.report();
+            assert_eq!(
+                (report.sweeps, report.ipv6.live, report.ipv6.waiting, report.ipv6.freed),
+                (2, 2, 0, 2)
+            );
+            assert_eq!(report.ipv4.freed, 0);
+        });
+    }
+}

@@ -95,3 +95,37 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<HostAddress> {
         address: IpNet::new(address, message.header.prefix_len).ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::hosts::testing::{Lab, ip_in, needs_root};
+    use crate::hosts::{HostEvent, Watch};
+
+    #[test]
+    fn addresses_of_both_families_are_known_and_a_new_one_is_seen_through_the_watch() {
+        if !needs_root() {
+            return;
+        }
+        let lab = Lab::new();
+        lab.ip(&["link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
+        lab.ip(&["addr", "add", "192.0.2.7/24", "dev", "up0"]);
+        let name = lab.name().to_string();
+        lab.run(move || async move {
+            let mut watch = Watch::open().unwrap();
+            ip_in(&name, &["addr", "add", "2001:db8::7/64", "dev", "up0", "nodad"]);
+            let host = Host::open().unwrap();
+            let ifindex = host.links().await.unwrap().get("up0").unwrap().ifindex;
+            let six = HostAddress { ifindex, address: "2001:db8::7/64".parse().unwrap() };
+            let seen = async {
+                while watch.next().await != Some(HostEvent::Address { address: six, gone: false }) {}
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(3), seen).await.expect("an event of IPv6");
+            let known = host.addresses().await.unwrap();
+            let four = HostAddress { ifindex, address: "192.0.2.7/24".parse().unwrap() };
+            assert!(known.contains(&four) && known.contains(&six), "{known:?}");
+        });
+    }
+}

@@ -303,6 +303,25 @@ mod tests {
     }
 
     #[test]
+    fn changes_of_ipv6_stand_beside_those_of_ipv4_and_an_older_journal_still_reads() {
+        let six = HostChange::RouteAdded {
+            device: "g0".into(),
+            ifindex: 3,
+            prefix: "fd00:1::4/128".parse().unwrap(),
+            source: Some("fd00:1::1".parse().unwrap()),
+        };
+        assert_eq!(
+            (six.key().as_str(), six.to_string()),
+            ("route 3 fd00:1::4/128", "route to fd00:1::4/128 by g0".into())
+        );
+        let json = serde_json::to_string(&six).unwrap();
+        assert_eq!(serde_json::from_str::<HostChange>(&json).unwrap(), six);
+        // As the versions before IPv6 wrote it.
+        let old = r#"{"kind":"addressAdded","device":"eth0","ifindex":7,"address":"192.0.2.7/32"}"#;
+        assert_eq!(serde_json::from_str::<HostChange>(old).unwrap(), address("192.0.2.7/32"));
+    }
+
+    #[test]
     fn the_same_wish_twice_is_journaled_once_with_the_first_old_value() {
         let directory = Scratch::new();
         let mut journal = Journal::open(&directory.0).unwrap();
