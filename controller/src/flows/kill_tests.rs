@@ -97,7 +97,7 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
 
 /// Maps both tables of a datapath in a place of its own.
 pub(in crate::flows) fn with_tables(test: impl FnOnce(&FlowTable, &FlowTable) + Send) {
-    crate::flows::support::in_a_place_of_its_own(|place| {
+    crate::datapath::tests::support::in_a_place_of_its_own(|place| {
         let options = LoadOptions { flow_buckets: 8, flow_buckets6: 8, ..LoadOptions::default() };
         let datapath = Datapath::open(&place.pins(), &options).expect("opens");
         test(&datapath.flow_table().expect("maps"), &datapath.flow_table6().expect("maps"));

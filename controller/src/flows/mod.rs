@@ -11,7 +11,3 @@ pub use list::{
 };
 pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
-
-#[cfg(test)]
-#[path = "../../tests/datapath_support/mod.rs"]
-mod support;
