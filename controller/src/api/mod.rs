@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::answers::{DiagnosticParameters, FlowParameters};
 use crate::explain::Question;
+use crate::flows::Selection;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
@@ -33,6 +34,12 @@ pub enum Request {
     Flows {
         guest: Option<String>,
         limit: Option<usize>,
+    },
+    /// End the flows that are selected.
+    KillFlows(Selection),
+    /// End all flows, or all of one guest, with the ports they hold.
+    FlushFlows {
+        guest: Option<String>,
     },
     Drops {
         #[serde(default)]
@@ -175,6 +182,12 @@ mod tests {
         for request in [
             Request::Status,
             Request::Flows { guest: Some("vm1".into()), limit: None },
+            Request::KillFlows(Selection {
+                protocol: Some("tcp".into()),
+                dry_run: true,
+                ..Selection::default()
+            }),
+            Request::FlushFlows { guest: Some("vm1".into()) },
             Request::Explain(Question {
                 from: "vm1".into(),
                 to: "1.1.1.1:443".into(),
@@ -200,6 +213,10 @@ mod tests {
             assert_eq!(parse(&line).unwrap(), request);
         }
         assert_eq!(parse(br#"{"command":"drops"}"#).unwrap(), Request::Drops { all: false });
+        let all = Request::KillFlows(Selection::default());
+        assert_eq!(parse(br#"{"command":"killFlows"}"#).unwrap(), all, "refused later: it selects nothing");
+        // A selector that this version does not know must not widen what is ended.
+        assert!(parse(br#"{"command":"killFlows","to":"1.1.1.1","toPort":443}"#).is_err());
     }
 
     #[test]

@@ -63,7 +63,8 @@ pub enum Command {
     },
     /// What is in force, where it is attached, and how it is doing.
     Status,
-    /// Live flows.
+    /// Live flows: list them, or end them.
+    #[command(args_conflicts_with_subcommands = true)]
     Flows {
         /// Only this guest's (`vm1` or `vm1/ipconfig1`).
         #[arg(long, value_name = "NAME")]
@@ -71,6 +72,8 @@ pub enum Command {
         /// At most this many.
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: usize,
+        #[command(subcommand)]
+        end: Option<FlowsCommand>,
     },
     /// What became of packets, by reason, and the latest drops.
     Drops {
@@ -103,6 +106,35 @@ pub enum Command {
     Tags(TagsArguments),
     /// Print the JSON Schema of policy files, for editors.
     Schema,
+}
+
+/// Ending flows.
+#[derive(Debug, Subcommand)]
+pub enum FlowsCommand {
+    /// End the flows that every selector given matches; at least one is needed.
+    Kill {
+        /// This guest's (`vm1` or `vm1/ipconfig1`), whichever side opened them.
+        #[arg(long, value_name = "NAME")]
+        guest: Option<String>,
+        /// Opened by this address, before or after translation.
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        from: Option<String>,
+        /// Opened towards this address, before or after translation.
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        to: Option<String>,
+        /// tcp, udp, icmp, icmp6, esp, ah, or a number.
+        #[arg(long, value_name = "NAME")]
+        protocol: Option<String>,
+        /// Only show what would be ended.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// End all flows, and give the ports of UDP sockets and pings back.
+    Flush {
+        /// Only this guest's.
+        #[arg(long, value_name = "NAME")]
+        guest: Option<String>,
+    },
 }
 
 /// Arguments of `run`.

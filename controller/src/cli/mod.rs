@@ -17,7 +17,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use arguments::{Arguments, Command, ExplainArguments, ImportArguments, OutputFormat, RunArguments};
+pub use arguments::{
+    Arguments, Command, ExplainArguments, FlowsCommand, ImportArguments, OutputFormat, RunArguments,
+};
 
 use crate::daemon;
 
@@ -119,6 +121,8 @@ mod tests {
             "portcullis run",
             "portcullis check",
             "portcullis flows --limit x",
+            "portcullis flows --limit 5 flush",
+            "portcullis flows kill vm1",
         ] {
             assert!(parse(line).unwrap_err().use_stderr(), "{line}");
         }

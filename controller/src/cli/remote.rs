@@ -7,11 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{self, err};
-use super::{BAD_INPUT, Command, DONE, FAILED, OutputFormat};
+use super::{BAD_INPUT, Command, DONE, FAILED, FlowsCommand, OutputFormat};
 use crate::api::{ErrorKind, Failure, Request, client};
 use crate::daemon::Applied;
 use crate::explain::Explanation;
-use crate::flows::{FlowList, SnatUse};
+use crate::flows::{Ended, FlowList, Selection, SnatUse};
 use crate::observe::{Drops, RuleHits, Status};
 
 /// Asks the daemon, prints the answer; the exit code.
@@ -27,7 +27,8 @@ pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
         Ok(Ok(answer)) => match command {
             Command::Apply { .. } => print(format, answer, Applied::text),
             Command::Status => print(format, answer, Status::text),
-            Command::Flows { .. } => print(format, answer, FlowList::text),
+            Command::Flows { end: None, .. } => print(format, answer, FlowList::text),
+            Command::Flows { end: Some(_), .. } => print(format, answer, Ended::text),
             Command::Drops { .. } => print(format, answer, Drops::text),
             Command::Snat => print(format, answer, SnatUse::text),
             Command::Rules { .. } => print(format, answer, RuleHits::text),
@@ -47,7 +48,21 @@ fn request(command: &Command) -> Result<Request, String> {
             Request::Apply { file: file.to_owned() }
         }
         Command::Status => Request::Status,
-        Command::Flows { guest, limit } => Request::Flows { guest: guest.clone(), limit: Some(*limit) },
+        Command::Flows { guest, limit, end: None } => {
+            Request::Flows { guest: guest.clone(), limit: Some(*limit) }
+        }
+        Command::Flows { end: Some(FlowsCommand::Kill { guest, from, to, protocol, dry_run }), .. } => {
+            Request::KillFlows(Selection {
+                guest: guest.clone(),
+                from: from.clone(),
+                to: to.clone(),
+                protocol: protocol.clone(),
+                dry_run: *dry_run,
+            })
+        }
+        Command::Flows { end: Some(FlowsCommand::Flush { guest }), .. } => {
+            Request::FlushFlows { guest: guest.clone() }
+        }
         Command::Drops { all } => Request::Drops { all: *all },
         Command::Snat => Request::Snat,
         Command::Rules { group, shadowed } => Request::Rules { group: group.clone(), shadowed: *shadowed },

@@ -59,6 +59,8 @@ fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
     match question {
         Request::Status => to_value(&observe::status(shared)?),
         Request::Flows { guest, limit } => to_value(&flows::list(shared, guest.as_deref(), limit)?),
+        Request::KillFlows(selection) => to_value(&flows::kill(shared, &selection)?),
+        Request::FlushFlows { guest } => to_value(&flows::flush(shared, guest.as_deref())?),
         Request::Drops { all } => to_value(&observe::drops(shared, all)?),
         Request::Snat => to_value(&flows::snat(shared)?),
         Request::Rules { group, shadowed } => to_value(&observe::rules(shared, group.as_deref(), shadowed)?),

@@ -36,7 +36,7 @@ mod table;
 mod test_run;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
 pub use counters::LOST_SLOTS;
