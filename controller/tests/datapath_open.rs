@@ -50,7 +50,6 @@ fn a_second_open_adopts_the_tables_with_their_contents_and_generation() {
         assert_eq!(second.routes().expect("reads"), [route]);
         assert!(second.remove_route(route.destination, 0).expect("removes"));
         assert!(!second.remove_route(route.destination, 0).expect("removes"));
-        assert_eq!(second.rule_counts().expect("reads").len(), 2);
         assert!(second.notes().is_empty(), "{:?}", second.notes());
     });
 }

@@ -1,6 +1,7 @@
 //! `Env` over the maps.
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use portcullis_common::clock::TICK_SHIFT;
@@ -9,7 +10,7 @@ use portcullis_common::env::{Env, Step};
 use portcullis_common::family::{V4, V6};
 use portcullis_common::flow::{self, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
-use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason};
+use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason, RuleCount};
 
 use crate::maps::*;
 
@@ -144,13 +145,20 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     }
     #[inline(always)]
     fn count_rule(&self, rule: u32, bytes: u32) {
-        if let Some(count) = RULE_COUNTS.get_ptr_mut(rule) {
-            // SAFETY: this CPU's own element; keys are only deleted a generation after their rule.
-            unsafe {
-                (*count).hits += 1;
-                (*count).bytes += bytes as u64;
-                (*count).last = self.now() as u64;
+        let count = match RULE_COUNTS.get_ptr_mut(rule) {
+            Some(count) => count,
+            None => {
+                // Its first hit. Another processor may be doing the same: then there is an element already.
+                let _ = RULE_COUNTS.insert(rule, RuleCount::default(), BPF_NOEXIST as u64);
+                let Some(count) = RULE_COUNTS.get_ptr_mut(rule) else { return };
+                count
             }
+        };
+        // SAFETY: this CPU's own element; it is only deleted a generation after its rule.
+        unsafe {
+            (*count).hits += 1;
+            (*count).bytes += bytes as u64;
+            (*count).last = self.now() as u64;
         }
     }
     #[inline(always)]

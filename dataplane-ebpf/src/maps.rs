@@ -64,7 +64,7 @@ pub static ROUTES: LpmTrie<[u8; 4], u32, 65536> = LpmTrie::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<Count, REASON_SLOTS> = PerCpuArray::new();
 
-/// Keys are put in by the controller for the rules in force.
+/// An element is made at a rule's first hit and taken away by the controller after the rule.
 #[btf_map]
 pub static RULE_COUNTS: PerCpuHashMap<u32, RuleCount, 1048576, NO_PREALLOC> = PerCpuHashMap::new();
 

@@ -49,4 +49,4 @@ pub use inspect::{HookState, ProgramInfo};
 pub use load::{Datapath, LoadOptions};
 pub use next_hops::Route;
 pub use pins::DEFAULT_PINS;
-pub use test_run::Outcome;
+pub use test_run::{Outcome, Tester};

@@ -281,3 +281,23 @@ pub(super) fn tcx_programs(ifindex: u32, attach_type: bpf_attach_type) -> io::Re
         }
     }
 }
+
+/// BPF_PROG_TEST_RUN of a program on a frame once; what it returned and how many bytes `out` got.
+pub(super) fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    context: &[u8],
+    out: &mut [u8],
+) -> io::Result<(u32, usize)> {
+    let mut attr = zeroed();
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.data_out = out.as_mut_ptr() as u64;
+    attr.test.data_size_out = out.len() as u32;
+    attr.test.ctx_in = context.as_ptr() as u64;
+    attr.test.ctx_size_in = context.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel has written these members of the union.
+    Ok(unsafe { (attr.test.retval, attr.test.data_size_out as usize) })
+}

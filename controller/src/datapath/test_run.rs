@@ -2,9 +2,12 @@
 //!
 //! Redirects are decided but do not happen, and counters and flows change as they would for a real packet.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use anyhow::Context as _;
 use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{TestRun as _, TestRunAttrs, TestRunOptions};
+use portcullis_common::engine::Hook;
 
 use super::load::Datapath;
 
@@ -173,4 +176,37 @@ pub(super) fn skb_bytes(ifindex: u32) -> Vec<u8> {
     let context = SkbContext { ifindex, ..SkbContext::default() };
     // SAFETY: eleven words, no padding.
     unsafe { bytes(&context) }.to_vec()
+}
+
+/// The entry programs, to be run beside whatever else is done with the [`Datapath`] they come from, on any thread.
+#[derive(Debug)]
+pub struct Tester {
+    xdp: OwnedFd,
+    tc: OwnedFd,
+}
+
+impl Datapath {
+    /// The entry programs of this load.
+    pub fn tester(&self) -> anyhow::Result<Tester> {
+        let dup = |name| -> anyhow::Result<OwnedFd> {
+            let fd = super::load::program_fd(&self.ebpf, name)?.as_fd();
+            fd.try_clone_to_owned().with_context(|| format!("dup of {name}"))
+        };
+        Ok(Tester { xdp: dup("pc_xdp")?, tc: dup("pc_tc")? })
+    }
+}
+
+impl Tester {
+    /// A frame as if received on device `ifindex` of this network namespace, met by this hook.
+    pub fn run(&self, hook: Hook, packet: &[u8], ifindex: u32) -> anyhow::Result<Outcome> {
+        let mut out = vec![0; packet.len() + GROWTH];
+        let (program, context) = match hook {
+            Hook::Xdp => (&self.xdp, xdp_bytes(packet, ifindex)),
+            Hook::Tc => (&self.tc, skb_bytes(ifindex)),
+        };
+        let (verdict, length) = super::sys::test_run(program.as_fd(), packet, &context, &mut out)
+            .with_context(|| format!("BPF_PROG_TEST_RUN of the {hook:?} program"))?;
+        out.truncate(length);
+        Ok(Outcome { verdict, packet: out })
+    }
 }

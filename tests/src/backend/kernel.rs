@@ -12,7 +12,7 @@ use crate::lab::{BpfFs, Namespace};
 
 /// The policy in the kernel. Must be made and used inside its namespace: see [`KernelBackend::with`].
 pub struct KernelBackend {
-    gateway: Gateway,
+    pub gateway: Gateway,
     pub datapath: Datapath,
     hook: Hook,
 }

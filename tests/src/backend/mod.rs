@@ -102,17 +102,17 @@ impl Gateway {
     fn recompile(&mut self, yaml: &str) -> anyhow::Result<()> {
         let loaded = policy::parse("test.yaml", yaml)
             .map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
+        self.compile_next(&loaded.network)
+    }
+
+    /// The same with a policy that was never a file.
+    pub fn compile_next(&mut self, network: &policy::network::Network) -> anyhow::Result<()> {
         let mut facts = HostFacts { devices: self.devices.clone(), ..HostFacts::default() };
         facts.addresses.push([203, 0, 113, 1].into());
         let generation = self.compiled.generation + 1;
-        self.compiled = compile::compile(
-            &loaded.network,
-            &facts,
-            &mut self.registry,
-            &self.compiled.ownership,
-            generation,
-        )
-        .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        self.compiled =
+            compile::compile(network, &facts, &mut self.registry, &self.compiled.ownership, generation)
+                .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
         Ok(())
     }
 
