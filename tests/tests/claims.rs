@@ -153,7 +153,9 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
     // None lost: every slot is free again, and the whole block can be claimed once more.
     let live = (0..=env.control.bucket_mask).flat_map(|b| (0..8).map(move |s| b << 3 | s));
     // SAFETY: the records stand in a live table.
-    let left = live.filter(|i| unsafe { flow::ctl(flow::record::<V4, _>(env, *i).unwrap()).phase() } != FREE).count();
+    let left = live
+        .filter(|i| unsafe { flow::ctl(flow::record::<V4, _>(env, *i).unwrap()).phase() } != FREE)
+        .count();
     assert_eq!(left, 0, "slots neither free nor released");
     env.set_now(env.now() + 1000);
     let again = (0..1100u16)
