@@ -1,0 +1,653 @@
+//! Azure's documented examples of network security groups with real sockets, under XDP and under TC: who reaches whom,
+//! by which rule, and what a change does to connections that live.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use portcullis_tests::edge::{Edge, HookCheck, WithHook};
+use portcullis_tests::lab::{
+    GuestSpec, Namespace, TcpEcho, Topology, TopologySpec, UdpEcho, eventually, ping, raw_socket,
+    tcp_connect, tcp_exchange, udp_exchange, udp_socket,
+};
+
+const LIMIT: Duration = Duration::from_secs(5);
+/// Less than the second after which a SYN is sent again: what is refused is refused once.
+const SOON: Duration = Duration::from_millis(600);
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const BOTH: [WithHook; 2] = [WithHook::Xdp, WithHook::Tc];
+
+fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    (address.into(), port).into()
+}
+
+/// Guest `number` in `subnet`: its private address, and the instance-level one under which the world knows it.
+fn private(subnet: u8, number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, subnet, 3 + number)
+}
+
+fn public(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, 20 + number)
+}
+
+/// Guests 1, 2, ... in these subnets of 10.0.0.0/16, each with a public address, and what more the policy says of the
+/// subnets and of the guests.
+struct Site {
+    subnets: Vec<u8>,
+    subnet: BTreeMap<u8, String>,
+    nic: BTreeMap<u8, String>,
+    configuration: BTreeMap<u8, String>,
+    hook: WithHook,
+}
+
+impl Site {
+    fn new(hook: WithHook, subnets: &[u8]) -> Self {
+        let none = BTreeMap::new;
+        Self { subnets: subnets.to_vec(), subnet: none(), nic: none(), configuration: none(), hook }
+    }
+
+    fn guests(&self) -> impl Iterator<Item = (u8, u8)> {
+        (1u8..).zip(self.subnets.iter().copied())
+    }
+
+    fn yaml(&self, rest: &str) -> String {
+        let hook = self.hook.word();
+        let mut yaml = String::from(
+            "virtualNetworks:\n  - name: vnet\n    addressSpace: { addressPrefixes: [10.0.0.0/16] }\n    subnets:\n",
+        );
+        let mut subnets = self.subnets.clone();
+        subnets.dedup();
+        let of = |more: &BTreeMap<u8, String>, key: u8| {
+            more.get(&key).map(|more| format!(", {more}")).unwrap_or_default()
+        };
+        for subnet in subnets {
+            yaml += &format!(
+                "      - {{ name: Subnet{subnet}, addressPrefix: 10.0.{subnet}.0/24{} }}\n",
+                of(&self.subnet, subnet)
+            );
+        }
+        yaml += "networkInterfaces:\n";
+        for (number, subnet) in self.guests() {
+            yaml += &format!(
+                "  - {{ name: vm{number}, device: pc-vm{number}, hook: {hook}{}, ipConfigurations: [{{ subnet: Subnet{subnet}, privateIPAddress: {}, publicIPAddress: pip{number}{} }}] }}\n",
+                of(&self.nic, number),
+                private(subnet, number),
+                of(&self.configuration, number)
+            );
+        }
+        yaml += "publicIPAddresses:\n";
+        for (number, _) in self.guests() {
+            yaml += &format!("  - {{ name: pip{number}, ipAddress: {}, announce: proxy }}\n", public(number));
+        }
+        yaml + &format!("uplinks: [{{ device: pc-up, hook: {hook} }}]\n{rest}")
+    }
+
+    /// The lab with this policy in force, and every guest known to the gateway and to the world.
+    fn start(&self, rest: &str) -> Edge {
+        let mut spec = TopologySpec::clean_veth(0);
+        spec.guests = self
+            .guests()
+            .map(|(number, subnet)| GuestSpec {
+                address: private(subnet, number),
+                gateway: Ipv4Addr::new(10, 0, subnet, 1),
+                ..GuestSpec::numbered(number, "pc-vm")
+            })
+            .collect();
+        let topology = Topology::build(&spec).unwrap();
+        for (number, _) in self.guests() {
+            // The world's clients are behind a router: XDP leaves what is on the uplink's own link to TC (ADR 0003).
+            topology
+                .internet()
+                .ip(&format!("route add {}/32 dev eth0 src {SERVER}", public(number)))
+                .unwrap();
+        }
+        let edge = Edge::start_in(topology, &self.yaml(rest)).unwrap();
+        for (number, _) in self.guests() {
+            let guest = edge.topology.guest(&format!("vm{number}")).clone();
+            // ARP is not judged by groups; whether the ping is answered does not matter.
+            ping(&guest, SERVER.into(), 1, SOON).unwrap();
+            ping(edge.topology.internet(), public(number).into(), 1, Duration::from_millis(100)).unwrap();
+        }
+        edge
+    }
+}
+
+fn apply(edge: &Edge, yaml: &str) {
+    let before = edge.generation().unwrap();
+    let (applied, said) = edge.apply(yaml).unwrap();
+    assert!(applied, "{said}\n{yaml}");
+    assert_eq!(edge.generation().unwrap(), before + 1);
+}
+
+/// Hits of every rule by `group direction name`.
+fn hits(edge: &Edge) -> BTreeMap<String, u64> {
+    let answer = edge.ask(&["rules"]).unwrap();
+    let key = |rule: &serde_json::Value| {
+        let text = |key: &str| rule[key].as_str().unwrap().to_owned();
+        format!("{} {} {}", text("group"), text("direction"), text("name"))
+    };
+    answer["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| (key(rule), rule["hits"].as_u64().unwrap()))
+        .collect()
+}
+
+/// Runs `work` and asserts that it moved the counters of these rules, each by one, and of no other.
+fn rules_met<T>(edge: &Edge, what: &str, expected: &[&str], work: impl FnOnce() -> T) -> T {
+    let before = hits(edge);
+    let result = work();
+    let moved: BTreeMap<String, u64> = hits(edge)
+        .into_iter()
+        .map(|(rule, now)| (rule.clone(), now - before.get(&rule).unwrap_or(&0)))
+        .filter(|(_, by)| *by != 0)
+        .collect();
+    let expected: BTreeMap<String, u64> = expected.iter().map(|rule| ((*rule).to_owned(), 1)).collect();
+    assert_eq!(moved, expected, "{what}");
+    result
+}
+
+/// Opens a TCP connection and sends a word through it, or does not; and these rules are met, each once.
+fn connects(edge: &Edge, what: &str, from: &Namespace, to: SocketAddr, opens: bool, rules: &[&str]) {
+    let outcome = rules_met(edge, what, rules, || {
+        tcp_exchange(from, None, to, b"word", if opens { LIMIT } else { SOON })
+    });
+    match outcome {
+        Ok(_) => assert!(opens, "{what}: opened"),
+        Err(error) => {
+            assert!(!opens, "{what}: {error}");
+            assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{what}: denied is silent");
+        }
+    }
+}
+
+const ALLOW_80: &str = "{ name: Allow80In, priority: 100, direction: Inbound, access: Allow, protocol: Tcp, sourceAddressPrefix: Internet, destinationAddressPrefix: '*', destinationPortRange: 80 }";
+const DENY_80: &str = "{ name: Deny80Out, priority: 100, direction: Outbound, access: Deny, protocol: Tcp, sourceAddressPrefix: '*', destinationAddressPrefix: Internet, destinationPortRange: 80 }";
+
+/// The rules that a packet meets in the groups it is asked about, and whether it passes them all: each of `levels` is a
+/// group and whether it stands there; the packet is allowed by the first of `names` or, where the group has none of the
+/// documented rules, meets the second; the walk ends at the first that denies.
+fn walk(
+    levels: &[(&str, bool)],
+    direction: &str,
+    with: (&str, bool),
+    without: (&str, bool),
+) -> (bool, Vec<String>) {
+    let mut met = Vec::new();
+    for (group, has_rule) in levels {
+        let (name, allows) = if *has_rule { with } else { without };
+        met.push(format!("{group} {direction} {name}"));
+        if !allows {
+            return (false, met);
+        }
+    }
+    (true, met)
+}
+
+#[test]
+fn the_four_vms_of_azures_page_are_reached_and_reach_out_as_it_says() {
+    for hook in BOTH {
+        let mut site = Site::new(hook, &[1, 1, 2, 3]);
+        site.subnet.insert(1, "networkSecurityGroup: NSG1".into());
+        for vm in [1, 3] {
+            site.nic.insert(vm, "networkSecurityGroup: NSG2".into());
+        }
+        let policy = |nsg1: &[&str], nsg2: &[&str]| {
+            let group = |name: &str, rules: &[&str]| {
+                format!("  - name: {name}\n    securityRules: [{}]\n", rules.join(", "))
+            };
+            site.yaml(&format!("networkSecurityGroups:\n{}{}", group("NSG1", nsg1), group("NSG2", nsg2)))
+        };
+        let start = "networkSecurityGroups: [{ name: NSG1 }, { name: NSG2 }]\n";
+        let edge = site.start(start);
+        let vms: Vec<(u8, Ipv4Addr)> =
+            site.guests().map(|(number, subnet)| (number, private(subnet, number))).collect();
+        let _inside: Vec<TcpEcho> = vms
+            .iter()
+            .map(|(number, address)| {
+                TcpEcho::start(edge.topology.guest(&format!("vm{number}")), at(*address, 80)).unwrap()
+            })
+            .collect();
+        let _outside = TcpEcho::start(edge.topology.internet(), at(SERVER, 80)).unwrap();
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        for (first, second) in [(false, false), (true, false), (false, true), (true, true)] {
+            let rules = |has: bool| if has { vec![ALLOW_80, DENY_80] } else { vec![] };
+            apply(&edge, &policy(&rules(first), &rules(second)));
+            for (number, _) in &vms {
+                let vm = format!("vm{number}");
+                // Which group stands where, in the order of inbound traffic.
+                let levels: Vec<(&str, bool)> = match number {
+                    1 => vec![("NSG1", first), ("NSG2", second)],
+                    2 => vec![("NSG1", first)],
+                    3 => vec![("NSG2", second)],
+                    _ => vec![],
+                };
+                let what = format!("{hook:?}, rules in NSG1 {first}, in NSG2 {second}, {vm}");
+                let (opens, met) = walk(&levels, "Inbound", ("Allow80In", true), ("DenyAllInBound", false));
+                let met: Vec<&str> = met.iter().map(String::as_str).collect();
+                connects(
+                    &edge,
+                    &format!("{what} inbound"),
+                    edge.topology.internet(),
+                    at(public(*number), 80),
+                    opens,
+                    &met,
+                );
+                let outward: Vec<_> = levels.into_iter().rev().collect();
+                let (opens, met) =
+                    walk(&outward, "Outbound", ("Deny80Out", false), ("AllowInternetOutBound", true));
+                let met: Vec<&str> = met.iter().map(String::as_str).collect();
+                connects(
+                    &edge,
+                    &format!("{what} outbound"),
+                    edge.topology.guest(&vm),
+                    at(SERVER, 80),
+                    opens,
+                    &met,
+                );
+            }
+            // Inside Subnet1 the rules for the Internet have no say: both of the sender's levels, then the receiver's.
+            let what = format!("{hook:?}, {first}, {second}: inside Subnet1");
+            let [one, two] = [vms[0].1, vms[1].1];
+            connects(
+                &edge,
+                &what,
+                edge.topology.guest("vm1"),
+                at(two, 80),
+                true,
+                &[
+                    "NSG2 Outbound AllowVnetOutBound",
+                    "NSG1 Outbound AllowVnetOutBound",
+                    "NSG1 Inbound AllowVnetInBound",
+                ],
+            );
+            connects(
+                &edge,
+                &what,
+                edge.topology.guest("vm2"),
+                at(one, 80),
+                true,
+                &[
+                    "NSG1 Outbound AllowVnetOutBound",
+                    "NSG1 Inbound AllowVnetInBound",
+                    "NSG2 Inbound AllowVnetInBound",
+                ],
+            );
+        }
+        // "A rule that denies everything in the subnet's group cuts its VMs off from each other."
+        let all = "{ name: DenyAll, priority: 4096, direction: Inbound, access: Deny, protocol: '*', sourceAddressPrefix: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }";
+        apply(&edge, &policy(&[all], &[]));
+        let [one, two, three, four] = [vms[0].1, vms[1].1, vms[2].1, vms[3].1];
+        let what = format!("{hook:?}: a subnet that denies all");
+        connects(
+            &edge,
+            &what,
+            edge.topology.guest("vm1"),
+            at(two, 80),
+            false,
+            &["NSG2 Outbound AllowVnetOutBound", "NSG1 Outbound AllowVnetOutBound", "NSG1 Inbound DenyAll"],
+        );
+        connects(
+            &edge,
+            &what,
+            edge.topology.guest("vm2"),
+            at(one, 80),
+            false,
+            &["NSG1 Outbound AllowVnetOutBound", "NSG1 Inbound DenyAll"],
+        );
+        connects(
+            &edge,
+            &what,
+            edge.topology.guest("vm4"),
+            at(three, 80),
+            true,
+            &["NSG2 Inbound AllowVnetInBound"],
+        );
+        connects(
+            &edge,
+            &what,
+            edge.topology.guest("vm2"),
+            at(four, 80),
+            true,
+            &["NSG1 Outbound AllowVnetOutBound"],
+        );
+        check.end(&edge).unwrap();
+    }
+}
+
+/// The rules of Azure's page on application security groups.
+const APPLICATION: &str = "
+applicationSecurityGroups: [{ name: AsgWeb }, { name: AsgLogic }, { name: AsgDb }]
+networkSecurityGroups:
+  - name: NSG1
+    securityRules:
+      - { name: Allow-HTTP-Inbound-Internet, priority: 100, direction: Inbound, access: Allow, protocol: Tcp, sourceAddressPrefix: Internet, destinationApplicationSecurityGroups: [AsgWeb], destinationPortRange: 80 }
+      - { name: Allow-Database-BusinessLogic, priority: 110, direction: Inbound, access: Allow, protocol: Tcp, sourceApplicationSecurityGroups: [AsgLogic], destinationApplicationSecurityGroups: [AsgDb], destinationPortRange: 1433 }
+      - { name: Deny-Database-All, priority: 120, direction: Inbound, access: Deny, protocol: '*', sourceAddressPrefix: '*', destinationApplicationSecurityGroups: [AsgDb], destinationPortRange: 1433 }
+";
+
+#[test]
+fn application_groups_decide_as_on_azures_page_and_a_new_member_counts_at_once() {
+    const OUT: &str = "NSG1 Outbound AllowVnetOutBound";
+    const HTTP: &str = "NSG1 Inbound Allow-HTTP-Inbound-Internet";
+    const LOGIC: &str = "NSG1 Inbound Allow-Database-BusinessLogic";
+    const DENY: &str = "NSG1 Inbound Deny-Database-All";
+    for hook in BOTH {
+        let mut site = Site::new(hook, &[1, 1, 1]);
+        site.subnet.insert(1, "networkSecurityGroup: NSG1".into());
+        let member = |site: &mut Site, vm: u8, groups: &str| {
+            site.configuration.insert(vm, format!("applicationSecurityGroups: [{groups}]"));
+        };
+        for (vm, group) in [(1, "AsgWeb"), (2, "AsgLogic"), (3, "AsgDb")] {
+            member(&mut site, vm, group);
+        }
+        let edge = site.start(APPLICATION);
+        let (internet, web, logic) =
+            (edge.topology.internet(), edge.topology.guest("vm1"), edge.topology.guest("vm2"));
+        let db = private(1, 3);
+        let _servers: Vec<TcpEcho> = [(1, 80), (2, 80), (3, 80), (1, 1433), (3, 1433)]
+            .into_iter()
+            .map(|(vm, port)| {
+                TcpEcho::start(edge.topology.guest(&format!("vm{vm}")), at(private(1, vm), port)).unwrap()
+            })
+            .collect();
+        let datagrams = UdpEcho::start(edge.topology.guest("vm3"), at(db, 1433)).unwrap();
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        let who = |text: &str| format!("{hook:?}: {text}");
+        connects(&edge, &who("the world to the web"), internet, at(public(1), 80), true, &[HTTP]);
+        connects(
+            &edge,
+            &who("another port of the web"),
+            internet,
+            at(public(1), 1433),
+            false,
+            &["NSG1 Inbound DenyAllInBound"],
+        );
+        connects(
+            &edge,
+            &who("the world to the logic"),
+            internet,
+            at(public(2), 80),
+            false,
+            &["NSG1 Inbound DenyAllInBound"],
+        );
+        connects(&edge, &who("the world to the database"), internet, at(public(3), 1433), false, &[DENY]);
+        connects(&edge, &who("the logic to the database"), logic, at(db, 1433), true, &[OUT, LOGIC]);
+        connects(&edge, &who("the web to the database"), web, at(db, 1433), false, &[OUT, DENY]);
+        connects(
+            &edge,
+            &who("another port of the database"),
+            web,
+            at(db, 80),
+            true,
+            &[OUT, "NSG1 Inbound AllowVnetInBound"],
+        );
+        let lost = rules_met(&edge, "the logic by UDP", &[OUT, DENY], || {
+            udp_exchange(logic, None, at(db, 1433), b"?", SOON)
+        });
+        assert!(lost.is_err() && datagrams.datagrams() == 0, "{hook:?}: 120 denies any protocol");
+
+        // The logic's machine leaves its group, the web's joins it; nothing else changes.
+        let mut live = tcp_connect(logic, None, at(db, 1433), LIMIT).unwrap();
+        assert!(echoes(&mut live, LIMIT), "{hook:?}");
+        member(&mut site, 1, "AsgWeb, AsgLogic");
+        member(&mut site, 2, "");
+        apply(&edge, &site.yaml(APPLICATION));
+        connects(&edge, &who("the web, a member now"), web, at(db, 1433), true, &[OUT, LOGIC]);
+        connects(&edge, &who("the world to the web as before"), internet, at(public(1), 80), true, &[HTTP]);
+        connects(&edge, &who("the logic, no member any more"), logic, at(db, 1433), false, &[OUT, DENY]);
+        rules_met(&edge, &who("its live connection"), &[], || {
+            assert!(echoes(&mut live, LIMIT), "{hook:?}: the live connection stays");
+        });
+        check.end(&edge).unwrap();
+    }
+}
+
+/// Does a connection to an echo server bring a byte back?
+fn echoes(stream: &mut TcpStream, within: Duration) -> bool {
+    stream.set_read_timeout(Some(within)).unwrap();
+    stream.write_all(b"?").is_ok() && matches!(stream.read(&mut [0; 1]), Ok(1))
+}
+
+/// A UDP socket at each end of a flow that has been used both ways.
+fn datagram_flow(
+    from: &Namespace,
+    to: &Namespace,
+    server: SocketAddr,
+    seen_at: SocketAddr,
+) -> (UdpSocket, UdpSocket) {
+    let listener = udp_socket(to, server).unwrap();
+    let client = udp_socket(from, at(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    client.connect(seen_at).unwrap();
+    for socket in [&listener, &client] {
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+    }
+    client.send(b"first").unwrap();
+    let (_, peer) = listener.recv_from(&mut [0; 16]).unwrap();
+    listener.connect(peer).unwrap();
+    assert!(crosses(&listener, &client, LIMIT));
+    (client, listener)
+}
+
+fn crosses(from: &UdpSocket, to: &UdpSocket, within: Duration) -> bool {
+    to.set_read_timeout(Some(within)).unwrap();
+    // A socket that was told of an unreachable port says so first.
+    from.send(b"more").is_ok() && matches!(to.recv(&mut [0; 16]), Ok(4))
+}
+
+fn deny(direction: &str, port: u16) -> String {
+    format!(
+        "{{ name: Deny{direction}{port}, priority: {port}, direction: {direction}, access: Deny, protocol: '*', sourceAddressPrefix: '*', destinationAddressPrefix: '*', destinationPortRange: {port} }}"
+    )
+}
+
+#[test]
+fn a_change_of_rules_cuts_the_flows_it_denies_with_reevaluate_and_none_with_keep() {
+    for hook in BOTH {
+        for (word, cuts) in [("reevaluate", true), ("keep", false)] {
+            let what = format!("{hook:?}, {word}");
+            let mut site = Site::new(hook, &[1, 2]);
+            site.nic.insert(1, "networkSecurityGroup: nsg".into());
+            let open = "{ name: Open, priority: 4000, direction: Inbound, access: Allow, protocol: '*', sourceAddressPrefix: '*', destinationAddressPrefix: '*', destinationPortRange: 2000-2001 }";
+            let policy = |rules: &str| {
+                format!(
+                    "onRuleChange: {word}\nnetworkSecurityGroups: [{{ name: nsg, securityRules: [{open}{rules}] }}]\n"
+                )
+            };
+            let edge = site.start(&policy(""));
+            let (internet, vm1, vm2) =
+                (edge.topology.internet(), edge.topology.guest("vm1"), edge.topology.guest("vm2"));
+            let [inside, other] = [private(1, 1), private(2, 2)];
+            let _servers = [
+                TcpEcho::start(internet, at(SERVER, 1000)).unwrap(),
+                TcpEcho::start(internet, at(SERVER, 1001)).unwrap(),
+                TcpEcho::start(vm1, at(inside, 2000)).unwrap(),
+                TcpEcho::start(vm1, at(inside, 2001)).unwrap(),
+                TcpEcho::start(vm2, at(other, 1000)).unwrap(),
+            ];
+            let check = HookCheck::begin(&edge, hook).unwrap();
+            // Port 1000 outbound and port 2000 inbound will be denied, their neighbours not.
+            let mut condemned = [
+                ("to the world", tcp_connect(vm1, None, at(SERVER, 1000), LIMIT).unwrap()),
+                ("from the world", tcp_connect(internet, None, at(public(1), 2000), LIMIT).unwrap()),
+                ("to a guest", tcp_connect(vm1, None, at(other, 1000), LIMIT).unwrap()),
+                ("from a guest", tcp_connect(vm2, None, at(inside, 2000), LIMIT).unwrap()),
+            ];
+            let mut spared = [
+                ("to the world", tcp_connect(vm1, None, at(SERVER, 1001), LIMIT).unwrap()),
+                ("from the world", tcp_connect(internet, None, at(public(1), 2001), LIMIT).unwrap()),
+            ];
+            for (way, stream) in condemned.iter_mut().chain(&mut spared) {
+                assert!(echoes(stream, LIMIT), "{what}: {way}, before");
+            }
+            // With datagrams nobody answers unasked, so the two sides can be told apart.
+            let (client, server) = datagram_flow(vm1, internet, at(SERVER, 1000), at(SERVER, 1000));
+            let (visitor, local) = datagram_flow(internet, vm1, at(inside, 2000), at(public(1), 2000));
+
+            apply(
+                &edge,
+                &site.yaml(&policy(&format!(", {}, {}", deny("Outbound", 1000), deny("Inbound", 2000)))),
+            );
+            let denied = |direction: &str, port: u16| {
+                edge.rule_hits("nsg", direction, &format!("Deny{direction}{port}")).unwrap()
+            };
+            for (way, answering, initiator) in [("outbound", &server, &client), ("inbound", &local, &visitor)]
+            {
+                for _ in 0..3 {
+                    assert!(
+                        crosses(answering, initiator, LIMIT),
+                        "{what}: answers of an {way} flow are not judged"
+                    );
+                }
+            }
+            assert_eq!(
+                (denied("Outbound", 1000), denied("Inbound", 2000)),
+                (0, 0),
+                "{what}: nor do they trigger it"
+            );
+            if cuts {
+                let drops = edge.reason("denied_by_rule").unwrap();
+                assert!(!crosses(&client, &server, SOON), "{what}: the initiator's next datagram");
+                assert_eq!(
+                    (denied("Outbound", 1000), denied("Inbound", 2000)),
+                    (1, 0),
+                    "{what}: under the rule's name"
+                );
+                assert!(!crosses(&visitor, &local, SOON), "{what}: from the world too");
+                assert_eq!((denied("Outbound", 1000), denied("Inbound", 2000)), (1, 1), "{what}");
+                assert_eq!(
+                    edge.reason("denied_by_rule").unwrap(),
+                    drops + 2,
+                    "{what}: and counted as denied"
+                );
+                assert!(!crosses(&server, &client, SOON), "{what}: the flow is gone, for its answers too");
+            } else {
+                assert!(
+                    crosses(&client, &server, LIMIT) && crosses(&visitor, &local, LIMIT),
+                    "{what}: they live on"
+                );
+            }
+            for (way, stream) in &mut condemned {
+                let (direction, port) =
+                    if way.starts_with("to") { ("Outbound", 1000) } else { ("Inbound", 2000) };
+                let before = denied(direction, port);
+                assert_eq!(echoes(stream, if cuts { SOON } else { LIMIT }), !cuts, "{what}: TCP {way}");
+                assert_eq!(denied(direction, port) > before, cuts, "{what}: TCP {way}, the rule's counter");
+            }
+            for (way, stream) in &mut spared {
+                assert!(echoes(stream, LIMIT), "{what}: unaffected, {way}");
+            }
+            // Whatever lives, new ones are denied.
+            let new = tcp_connect(vm1, None, at(SERVER, 1000), SOON);
+            assert!(new.is_err(), "{what}: a new connection");
+            check.end(&edge).unwrap();
+        }
+    }
+}
+
+#[test]
+fn protocols_without_ports_have_flows_so_their_answers_return_and_strangers_do_not() {
+    const ESP: u8 = 50;
+    const SCTP: u8 = 132;
+    for hook in BOTH {
+        let mut site = Site::new(hook, &[1, 1]);
+        // Each guest may only begin, or only be begun with.
+        site.nic.insert(1, "networkSecurityGroup: caller".into());
+        site.nic.insert(2, "networkSecurityGroup: called".into());
+        let rule = |name: &str, priority: u16, direction: &str, access: &str, protocol: &str| {
+            let ports = if protocol == "Esp" { "" } else { ", destinationPortRange: '*'" };
+            format!(
+                "{{ name: {name}, priority: {priority}, direction: {direction}, access: {access}, protocol: '{protocol}', sourceAddressPrefix: '*', destinationAddressPrefix: '*'{ports} }}"
+            )
+        };
+        let policy = |sctp: &str| {
+            let caller = rule("NoneIn", 4096, "Inbound", "Deny", "*");
+            let called = [
+                rule("EspIn", 100, "Inbound", "Allow", "Esp"),
+                rule("Sctp", 200, "Inbound", sctp, "*"),
+                rule("NoneOut", 4096, "Outbound", "Deny", "*"),
+            ];
+            format!(
+                "networkSecurityGroups: [{{ name: caller, securityRules: [{caller}] }}, {{ name: called, securityRules: [{}] }}]\n",
+                called.join(", ")
+            )
+        };
+        let edge = site.start(&policy("Deny"));
+        let (vm1, vm2, internet) =
+            (edge.topology.guest("vm1"), edge.topology.guest("vm2"), edge.topology.internet());
+        let [one, two] = [private(1, 1), private(1, 2)];
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        let open = |namespace: &Namespace, address: Ipv4Addr, protocol: u8| {
+            raw_socket(namespace, at(address, 0).ip(), protocol).unwrap()
+        };
+        // What a raw socket of IPv4 gets begins with the IP header.
+        let arrives =
+            |from: &UdpSocket, to: &UdpSocket, at_address: Ipv4Addr, seen_as: Ipv4Addr, within: Duration| {
+                from.send_to(b"payload!", at(at_address, 0)).unwrap();
+                to.set_read_timeout(Some(within)).unwrap();
+                let mut buffer = [0; 64];
+                match to.recv_from(&mut buffer) {
+                    Ok((length, peer)) => {
+                        assert_eq!(
+                            (&buffer[20..length], peer.ip()),
+                            (&b"payload!"[..], IpAddr::from(seen_as)),
+                            "{hook:?}"
+                        );
+                        true
+                    }
+                    Err(_) => false,
+                }
+            };
+        let out = "caller Outbound AllowVnetOutBound";
+        let [esp1, esp2, esp_world] = [open(vm1, one, ESP), open(vm2, two, ESP), open(internet, SERVER, ESP)];
+        let what = |text: &str| format!("{hook:?}: {text}");
+        rules_met(&edge, &what("an answer nobody asked for"), &["called Outbound NoneOut"], || {
+            assert!(!arrives(&esp2, &esp1, one, two, SOON));
+        });
+        rules_met(&edge, &what("ESP by its rule"), &[out, "called Inbound EspIn"], || {
+            assert!(arrives(&esp1, &esp2, two, one, LIMIT));
+        });
+        rules_met(&edge, &what("both ways of a live flow"), &[], || {
+            assert!(arrives(&esp2, &esp1, one, two, LIMIT), "{hook:?}: the answer needs no rule");
+            assert!(arrives(&esp1, &esp2, two, one, LIMIT), "{hook:?}: and on it goes");
+        });
+        // To and from the world, under the instance-level address.
+        rules_met(&edge, &what("ESP from the world to the caller"), &["caller Inbound NoneIn"], || {
+            assert!(!arrives(&esp_world, &esp1, public(1), SERVER, SOON));
+        });
+        rules_met(&edge, &what("ESP to the world"), &["caller Outbound AllowInternetOutBound"], || {
+            assert!(arrives(&esp1, &esp_world, SERVER, public(1), LIMIT));
+        });
+        rules_met(&edge, &what("the world's answer"), &[], || {
+            assert!(arrives(&esp_world, &esp1, public(1), SERVER, LIMIT));
+        });
+        rules_met(&edge, &what("ESP from the world to the called"), &["called Inbound EspIn"], || {
+            assert!(arrives(&esp_world, &esp2, public(2), SERVER, LIMIT));
+        });
+        rules_met(&edge, &what("its answer"), &[], || {
+            assert!(arrives(&esp2, &esp_world, SERVER, public(2), LIMIT));
+        });
+
+        // SCTP has no name in a rule: only `*` means it.
+        let [sctp1, sctp2] = [open(vm1, one, SCTP), open(vm2, two, SCTP)];
+        rules_met(&edge, &what("SCTP denied"), &[out, "called Inbound Sctp"], || {
+            assert!(!arrives(&sctp1, &sctp2, two, one, SOON));
+        });
+        apply(&edge, &site.yaml(&policy("Allow")));
+        rules_met(&edge, &what("SCTP allowed"), &[out, "called Inbound Sctp"], || {
+            assert!(arrives(&sctp1, &sctp2, two, one, LIMIT));
+        });
+        rules_met(&edge, &what("its answer"), &[], || {
+            assert!(arrives(&sctp2, &sctp1, one, two, LIMIT));
+        });
+        let told = edge.ask(&["flows"]).unwrap();
+        let flows = told["flows"].as_array().unwrap();
+        let mut kinds: Vec<&str> = flows.iter().filter_map(|flow| flow["protocol"].as_str()).collect();
+        kinds.sort_unstable();
+        println!("{hook:?}: live flows of {kinds:?}");
+        assert!(eventually(LIMIT, || edge.reason("spoofed_source").unwrap() == 0));
+        check.end(&edge).unwrap();
+    }
+}
