@@ -1,5 +1,6 @@
 //! Portcullis' controller: policy to tables, tables to the kernel, answers to the operator (design §3).
 
+pub mod answers;
 pub mod api;
 pub mod cli;
 pub mod compile;

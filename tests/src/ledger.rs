@@ -20,6 +20,14 @@ impl<'a> Ledger<'a> {
         Self { backend, counters: BTreeMap::new(), rules: BTreeMap::new() }
     }
 
+    /// Puts another policy in force. Hits of rules stay, as far as their names do.
+    ///
+    /// # Panics
+    /// If it cannot be.
+    pub fn change(&mut self, yaml: &str) {
+        self.backend.change(yaml).unwrap_or_else(|e| panic!("{}: {e:#}", self.backend.name()));
+    }
+
     /// Runs one packet and checks that it counted as `reason` and hit `rules`, once each, and nothing else.
     ///
     /// # Panics

@@ -9,51 +9,7 @@ use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend,
 use portcullis_tests::lab::{ALL_NODES, Checksum, Craft, Craft6, Frame, Mac, TcpFlags, solicited_node};
 use portcullis_tests::ledger::Ledger;
 
-const POLICY: &str = r#"
-virtualNetworks:
-  - name: lab
-    addressSpace: { addressPrefixes: [10.0.0.0/16, "fd00:1::/48"] }
-    subnets:
-      - { name: web, addressPrefixes: [10.0.1.0/24, "fd00:1:0:1::/64"], networkSecurityGroup: web }
-      - { name: db, addressPrefixes: [10.0.2.0/24, "fd00:1:0:2::/64"], networkSecurityGroup: db }
-networkInterfaces:
-  - name: vm1
-    device: vm1
-    macAddress: 02:00:00:00:00:01
-    ipConfigurations:
-      - { name: v4, subnet: web, privateIPAddress: 10.0.1.4 }
-      - { name: v6, subnet: web, privateIPAddress: "fd00:1:0:1::4" }
-  - name: vm2
-    device: vm2
-    ipConfigurations:
-      - { name: v6, subnet: web, privateIPAddress: "fd00:1:0:1::5" }
-      - { name: v4, subnet: web, privateIPAddress: 10.0.1.5 }
-  - name: vm3
-    device: vm3
-    macAddress: 02:00:00:00:00:03
-    networkSecurityGroup: vm3-nic
-    ipConfigurations: [{ name: v6, subnet: db, privateIPAddress: "fd00:1:0:2::4" }]
-networkSecurityGroups:
-  - name: web
-    securityRules:
-      - { name: DenyAll58, priority: 100, direction: Outbound, access: Deny, protocol: Icmp, sourceAddressPrefix: "fd00:1:0:1::5", sourcePortRange: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }
-      - { name: DenyIn58, priority: 100, direction: Inbound, access: Deny, protocol: Icmp, sourceAddressPrefix: "fd00:1:0:2::/64", sourcePortRange: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }
-  - name: db
-    securityRules:
-      - { name: AllowPostgres, priority: 100, direction: Inbound, access: Allow, protocol: Tcp, sourceAddressPrefix: "fd00:1:0:1::4/128", sourcePortRange: '*', destinationAddressPrefix: "fd00:1:0:2::/64", destinationPortRange: 5432 }
-      - { name: AllowEsp, priority: 110, direction: Inbound, access: Allow, protocol: Esp, sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }
-      - { name: DenyV6, priority: 200, direction: Inbound, access: Deny, protocol: '*', sourceAddressPrefix: "::/0", sourcePortRange: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }
-  - name: vm3-nic
-    securityRules:
-      - { name: DenyDns, priority: 100, direction: Outbound, access: Deny, protocol: Udp, sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: Internet, destinationPortRange: 53 }
-publicIPAddresses: [{ name: pip, ipAddress: 203.0.113.10, announce: proxy }]
-loadBalancers:
-  - name: lb
-    frontendIPConfigurations: [{ name: fe, publicIPAddress: pip }]
-    backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1/v4, vm2/v4] }]
-    outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
-uplinks: [{ device: up }]
-"#;
+const POLICY: &str = include_str!("policies/both-families.yaml");
 
 const DEVICES: [&str; 4] = ["vm1", "vm2", "vm3", "up"];
 const VM1: Mac = [2, 0, 0, 0, 0, 1];

@@ -12,7 +12,9 @@ pub mod server;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::answers::{DiagnosticParameters, FlowParameters};
 use crate::explain::Question;
+use crate::flows::Selection;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
@@ -33,6 +35,12 @@ pub enum Request {
         guest: Option<String>,
         limit: Option<usize>,
     },
+    /// End the flows that are selected.
+    KillFlows(Selection),
+    /// End all flows, or all of one guest, with the ports they hold.
+    FlushFlows {
+        guest: Option<String>,
+    },
     Drops {
         #[serde(default)]
         all: bool,
@@ -40,8 +48,24 @@ pub enum Request {
     Snat,
     Rules {
         group: Option<String>,
+        /// Also say which rules shadow a rule that can never match.
+        #[serde(default)]
+        shadowed: bool,
     },
     Explain(Question),
+    /// The rules in force on an interface, by its name or id.
+    Effective {
+        nic: String,
+    },
+    /// IP flow verify.
+    Verify(FlowParameters),
+    /// NSG diagnostics.
+    Diagnose(DiagnosticParameters),
+    Lint,
+    /// All service tags; or one by name, or those that hold an address.
+    Tags {
+        show: Option<String>,
+    },
     /// End, leaving the datapath as it is (`down` does the rest).
     Stop,
 }
@@ -158,18 +182,41 @@ mod tests {
         for request in [
             Request::Status,
             Request::Flows { guest: Some("vm1".into()), limit: None },
+            Request::KillFlows(Selection {
+                protocol: Some("tcp".into()),
+                dry_run: true,
+                ..Selection::default()
+            }),
+            Request::FlushFlows { guest: Some("vm1".into()) },
             Request::Explain(Question {
                 from: "vm1".into(),
                 to: "1.1.1.1:443".into(),
                 protocol: Protocol::Tcp,
                 from_port: None,
             }),
+            Request::Effective { nic: "vm1".into() },
+            Request::Verify(FlowParameters {
+                target_resource_id: "vm1".into(),
+                direction: "Outbound".into(),
+                protocol: "TCP".into(),
+                local_port: "*".into(),
+                remote_port: "443".into(),
+                local_ip_address: "10.0.0.4".into(),
+                remote_ip_address: "1.1.1.1".into(),
+                target_nic_resource_id: None,
+            }),
+            Request::Lint,
+            Request::Tags { show: Some("Internet".into()) },
             Request::Stop,
         ] {
             let line = serde_json::to_vec(&request).unwrap();
             assert_eq!(parse(&line).unwrap(), request);
         }
         assert_eq!(parse(br#"{"command":"drops"}"#).unwrap(), Request::Drops { all: false });
+        let all = Request::KillFlows(Selection::default());
+        assert_eq!(parse(br#"{"command":"killFlows"}"#).unwrap(), all, "refused later: it selects nothing");
+        // A selector that this version does not know must not widen what is ended.
+        assert!(parse(br#"{"command":"killFlows","to":"1.1.1.1","toPort":443}"#).is_err());
     }
 
     #[test]

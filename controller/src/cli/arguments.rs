@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::answers::{DiagnoseArguments, EffectiveArguments, LintArguments, TagsArguments, VerifyArguments};
 use crate::api::{DEFAULT_SOCKET, Protocol};
 use crate::datapath::DEFAULT_PINS;
 
@@ -53,6 +54,8 @@ pub enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Make a policy of Azure's JSON: answers of its REST interface, output of `az`, ARM templates.
+    Import(ImportArguments),
     /// Make the daemon load this policy now.
     Apply {
         #[arg(value_name = "FILE")]
@@ -60,7 +63,8 @@ pub enum Command {
     },
     /// What is in force, where it is attached, and how it is doing.
     Status,
-    /// Live flows.
+    /// Live flows: list them, or end them.
+    #[command(args_conflicts_with_subcommands = true)]
     Flows {
         /// Only this guest's (`vm1` or `vm1/ipconfig1`).
         #[arg(long, value_name = "NAME")]
@@ -68,6 +72,8 @@ pub enum Command {
         /// At most this many.
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: usize,
+        #[command(subcommand)]
+        end: Option<FlowsCommand>,
     },
     /// What became of packets, by reason, and the latest drops.
     Drops {
@@ -82,11 +88,53 @@ pub enum Command {
         /// Only this network security group's.
         #[arg(long, value_name = "NAME")]
         group: Option<String>,
+        /// Also show by which rules a rule that can never match is shadowed.
+        #[arg(long)]
+        shadowed: bool,
     },
     /// What would happen to a packet, and why.
     Explain(ExplainArguments),
+    /// The rules in force on a network interface, tags and application groups expanded.
+    Effective(EffectiveArguments),
+    /// IP flow verify: do an interface's groups allow this flow, and which rule says so?
+    Verify(VerifyArguments),
+    /// NSG diagnostics: every rule that was tried, with the fields that matched.
+    Diagnose(DiagnoseArguments),
+    /// What a policy says and hardly means: rules that can never match, openings, unused groups.
+    Lint(LintArguments),
+    /// Service tags: what they stand for, and which of them an address is in.
+    Tags(TagsArguments),
     /// Print the JSON Schema of policy files, for editors.
     Schema,
+}
+
+/// Ending flows.
+#[derive(Debug, Subcommand)]
+pub enum FlowsCommand {
+    /// End the flows that every selector given matches; at least one is needed.
+    Kill {
+        /// This guest's (`vm1` or `vm1/ipconfig1`), whichever side opened them.
+        #[arg(long, value_name = "NAME")]
+        guest: Option<String>,
+        /// Opened by this address, before or after translation.
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        from: Option<String>,
+        /// Opened towards this address, before or after translation.
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        to: Option<String>,
+        /// tcp, udp, icmp, icmp6, esp, ah, or a number.
+        #[arg(long, value_name = "NAME")]
+        protocol: Option<String>,
+        /// Only show what would be ended.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// End all flows, and give the ports of UDP sockets and pings back.
+    Flush {
+        /// Only this guest's.
+        #[arg(long, value_name = "NAME")]
+        guest: Option<String>,
+    },
 }
 
 /// Arguments of `run`.
@@ -104,6 +152,29 @@ pub struct RunArguments {
     /// off, error, warn, info, debug or trace. From debug on the kernel programs log every new flow, which costs.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, clap::Args)]
+pub struct ImportArguments {
+    /// What Azure's tools wrote; `-` is standard input. Several files become one policy.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where the policy goes; `-` is standard output. A file that exists is not replaced.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub to: PathBuf,
+    /// Also write the report, which goes to standard error, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Azure's published service tag file; the policy will name it.
+    #[arg(long, value_name = "FILE")]
+    pub service_tags: Option<PathBuf>,
+    /// What the names of the guests' devices begin with.
+    #[arg(long, value_name = "TEXT", default_value = "tap-")]
+    pub device_prefix: String,
+    /// The device towards the world.
+    #[arg(long, value_name = "DEVICE", default_value = "uplink-REPLACE")]
+    pub uplink: String,
 }
 
 /// Arguments of `explain`.

@@ -1,10 +1,13 @@
 //! The command line: what may be asked, who answers, and what the exit code means.
 //!
-//! `run`, `down`, `check` and `schema` work by themselves; everything else is a question to the daemon's socket. Exit
-//! codes: 0 done, 1 failed, 2 bad input (usage, policy, names).
+//! `run`, `down`, `check`, `import` and `schema` work by themselves; `effective`, `verify`, `diagnose`, `lint` and `tags` do
+//! so on a policy file (`--policy`); everything else is a question to the daemon's socket. Exit codes: 0 done, 1 failed (or
+//! `lint` found something), 2 bad input (usage, policy, names), 3 denied (`verify`, `diagnose`); `import` has two of its own.
 
+mod answers;
 mod arguments;
 mod check;
+mod import;
 mod logger;
 mod output;
 mod remote;
@@ -14,7 +17,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use arguments::{Arguments, Command, ExplainArguments, OutputFormat, RunArguments};
+pub use arguments::{
+    Arguments, Command, ExplainArguments, FlowsCommand, ImportArguments, OutputFormat, RunArguments,
+};
 
 use crate::daemon;
 
@@ -24,6 +29,12 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// What was given cannot be used: the command line, a policy, a name.
 pub const BAD_INPUT: u8 = 2;
+/// The question was answered, and the answer is Deny.
+pub const DENIED: u8 = 3;
+/// `import`: a policy was made, but something was not carried over; nothing more is allowed than was.
+pub const NOT_CARRIED_OVER: u8 = 3;
+/// `import`: a policy was made, but something that denied was not carried over: it may allow more than Azure did.
+pub const WIDER: u8 = 4;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -63,10 +74,16 @@ fn dispatch(arguments: Arguments) -> u8 {
             }
         }
         Command::Check { files } => check::check(&files, output),
+        Command::Import(arguments) => import::import(&arguments, output),
         Command::Schema => {
             output::out(&crate::policy::json_schema());
             DONE
         }
+        Command::Effective(arguments) => answers::effective(&socket, output, &arguments),
+        Command::Verify(arguments) => answers::verify(&socket, output, &arguments),
+        Command::Diagnose(arguments) => answers::diagnose(&socket, output, &arguments),
+        Command::Lint(arguments) => answers::lint(&socket, output, &arguments),
+        Command::Tags(arguments) => answers::tags(&socket, output, &arguments),
         other => remote::ask(&socket, output, other),
     }
 }
@@ -104,6 +121,8 @@ mod tests {
             "portcullis run",
             "portcullis check",
             "portcullis flows --limit x",
+            "portcullis flows --limit 5 flush",
+            "portcullis flows kill vm1",
         ] {
             assert!(parse(line).unwrap_err().use_stderr(), "{line}");
         }

@@ -7,11 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{self, err};
-use super::{BAD_INPUT, Command, DONE, FAILED, OutputFormat};
+use super::{BAD_INPUT, Command, DONE, FAILED, FlowsCommand, OutputFormat};
 use crate::api::{ErrorKind, Failure, Request, client};
 use crate::daemon::Applied;
 use crate::explain::Explanation;
-use crate::flows::{FlowList, SnatUse};
+use crate::flows::{Ended, FlowList, Selection, SnatUse};
 use crate::observe::{Drops, RuleHits, Status};
 
 /// Asks the daemon, prints the answer; the exit code.
@@ -27,7 +27,8 @@ pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
         Ok(Ok(answer)) => match command {
             Command::Apply { .. } => print(format, answer, Applied::text),
             Command::Status => print(format, answer, Status::text),
-            Command::Flows { .. } => print(format, answer, FlowList::text),
+            Command::Flows { end: None, .. } => print(format, answer, FlowList::text),
+            Command::Flows { end: Some(_), .. } => print(format, answer, Ended::text),
             Command::Drops { .. } => print(format, answer, Drops::text),
             Command::Snat => print(format, answer, SnatUse::text),
             Command::Rules { .. } => print(format, answer, RuleHits::text),
@@ -47,24 +48,51 @@ fn request(command: &Command) -> Result<Request, String> {
             Request::Apply { file: file.to_owned() }
         }
         Command::Status => Request::Status,
-        Command::Flows { guest, limit } => Request::Flows { guest: guest.clone(), limit: Some(*limit) },
+        Command::Flows { guest, limit, end: None } => {
+            Request::Flows { guest: guest.clone(), limit: Some(*limit) }
+        }
+        Command::Flows { end: Some(FlowsCommand::Kill { guest, from, to, protocol, dry_run }), .. } => {
+            Request::KillFlows(Selection {
+                guest: guest.clone(),
+                from: from.clone(),
+                to: to.clone(),
+                protocol: protocol.clone(),
+                dry_run: *dry_run,
+            })
+        }
+        Command::Flows { end: Some(FlowsCommand::Flush { guest }), .. } => {
+            Request::FlushFlows { guest: guest.clone() }
+        }
         Command::Drops { all } => Request::Drops { all: *all },
         Command::Snat => Request::Snat,
-        Command::Rules { group } => Request::Rules { group: group.clone() },
+        Command::Rules { group, shadowed } => Request::Rules { group: group.clone(), shadowed: *shadowed },
         Command::Explain(arguments) => Request::Explain(crate::explain::Question {
             from: arguments.from.clone(),
             to: arguments.to.clone(),
             protocol: arguments.protocol,
             from_port: arguments.from_port,
         }),
-        Command::Run(_) | Command::Down { .. } | Command::Check { .. } | Command::Schema => {
-            return Err("this command asks no daemon".to_owned());
+        Command::Run(_)
+        | Command::Down { .. }
+        | Command::Check { .. }
+        | Command::Schema
+        | Command::Import(_)
+        | Command::Effective(_)
+        | Command::Verify(_)
+        | Command::Diagnose(_)
+        | Command::Lint(_)
+        | Command::Tags(_) => {
+            return Err("this command is not asked of the daemon alone".to_owned());
         }
     })
 }
 
 /// Prints JSON as it came, so that a program sees fields this client does not know; a table from what it does know.
-fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, text: fn(&T) -> String) -> u8 {
+pub(super) fn print<T: DeserializeOwned + Serialize>(
+    format: OutputFormat,
+    answer: Value,
+    text: fn(&T) -> String,
+) -> u8 {
     match format {
         OutputFormat::Json => output::out(&output::json(&answer)),
         OutputFormat::Table => match serde_json::from_value::<T>(answer) {
@@ -81,7 +109,7 @@ fn print<T: DeserializeOwned + Serialize>(format: OutputFormat, answer: Value, t
     DONE
 }
 
-fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
+pub(super) fn refuse(format: OutputFormat, failure: &Failure) -> u8 {
     if let (Some(diagnostics), OutputFormat::Json) = (&failure.diagnostics, format) {
         output::out(&output::json(diagnostics));
     }

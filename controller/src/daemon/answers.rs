@@ -8,9 +8,10 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::shared::{Order, Shared};
+use crate::answers::lint::Surroundings;
 use crate::api::server::Answer;
 use crate::api::{Failure, Request};
-use crate::{explain, flows, observe};
+use crate::{answers, explain, flows, observe};
 
 /// Answers from what is shared; orders go to the main task.
 pub struct Answers(pub Arc<Shared>);
@@ -58,10 +59,21 @@ fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
     match question {
         Request::Status => to_value(&observe::status(shared)?),
         Request::Flows { guest, limit } => to_value(&flows::list(shared, guest.as_deref(), limit)?),
+        Request::KillFlows(selection) => to_value(&flows::kill(shared, &selection)?),
+        Request::FlushFlows { guest } => to_value(&flows::flush(shared, guest.as_deref())?),
         Request::Drops { all } => to_value(&observe::drops(shared, all)?),
         Request::Snat => to_value(&flows::snat(shared)?),
-        Request::Rules { group } => to_value(&observe::rules(shared, group.as_deref())?),
+        Request::Rules { group, shadowed } => to_value(&observe::rules(shared, group.as_deref(), shadowed)?),
         Request::Explain(question) => to_value(&explain::explain(shared, &question)?),
+        Request::Effective { .. }
+        | Request::Verify(_)
+        | Request::Diagnose(_)
+        | Request::Lint
+        | Request::Tags { .. } => {
+            let in_force = shared.in_force();
+            let around = Surroundings { host_addresses: Some(&in_force.facts.addresses) };
+            answers::answer(&in_force.loaded.network, &in_force.loaded.places, around, &question)
+        }
         Request::Apply { .. } | Request::Stop => Err(Failure::input("not a question")),
     }
 }

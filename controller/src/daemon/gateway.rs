@@ -117,7 +117,7 @@ impl Gateway {
         };
         let attached = attach_plan(&plan.choices).hooks();
         let ownership = plan.compiled.ownership.clone();
-        let flows = Arc::new(datapath.flow_table()?);
+        let flows = [Arc::new(datapath.flow_table()?), Arc::new(datapath.flow_table6()?)];
         let reaper = Arc::new(ReaperCounts::default());
         reap(&flows, &reaper).context("starting the reaper")?;
         // The mirror has added the world's next hops to the plan's ids.

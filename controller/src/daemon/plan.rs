@@ -39,7 +39,7 @@ pub struct HostView {
 pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
     let links = host.links().await?;
     // What is there by our own hand comes and goes with the policy; the compiler knows it from there.
-    let ours: HashSet<(u32, ipnet::Ipv4Net)> = journal
+    let ours: HashSet<(u32, ipnet::IpNet)> = journal
         .changes()
         .iter()
         .filter_map(|change| match change {
@@ -52,7 +52,8 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
         .await?
         .into_iter()
         .filter(|known| !ours.contains(&(known.ifindex, known.address)))
-        .map(|known| IpAddr::V4(known.address.addr()))
+        .map(|known| known.address.addr())
+        .filter(|address| !is_link_local(address))
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -65,6 +66,12 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
         .collect();
     let facts = HostFacts { addresses, devices, ephemeral: hosts::ephemeral_range()? };
     Ok(HostView { links, facts })
+}
+
+/// fe80::/10, which every device has: no packet that the datapath forwards goes there, and a device that comes up is no
+/// reason to compile again.
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Only the devices that the policy names: others coming and going are no reason to compile again.

@@ -1,7 +1,7 @@
 //! What the daemon's tasks share, and what answers are made of.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime};
@@ -55,7 +55,7 @@ pub struct Guest<'a> {
     pub device: &'a str,
     /// Interface and configuration in the policy.
     pub place: (usize, usize),
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub endpoint: Endpoint,
 }
 
@@ -111,7 +111,7 @@ impl InForce {
         let place = *self.places.get(number)?;
         let interface = self.loaded.network.interfaces.get(place.0)?;
         let endpoint = self.image().endpoint(number as u32);
-        let address = Ipv4Addr::from(endpoint.address.to_ne_bytes());
+        let address = interface.addresses.get(place.1)?.address;
         Some(Guest {
             number,
             name,
@@ -218,7 +218,9 @@ pub struct Shared {
     registry: RwLock<Registry>,
     in_force: RwLock<Arc<InForce>>,
     trouble: Mutex<Option<Trouble>>,
+    /// Of IPv4.
     pub flows: Arc<FlowTable>,
+    pub flows6: Arc<FlowTable>,
     pub reaper: Arc<ReaperCounts>,
     pub events: EventLog,
     pub orders: mpsc::Sender<Order>,
@@ -231,7 +233,7 @@ impl Shared {
         datapath: Datapath,
         registry: Registry,
         in_force: InForce,
-        flows: Arc<FlowTable>,
+        [flows, flows6]: [Arc<FlowTable>; 2],
         reaper: Arc<ReaperCounts>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
@@ -245,10 +247,16 @@ impl Shared {
             in_force: RwLock::new(Arc::new(in_force)),
             trouble: Mutex::new(None),
             flows,
+            flows6,
             reaper,
             events: EventLog::default(),
             orders,
         }
+    }
+
+    /// The flow tables, of IPv4 and of IPv6.
+    pub fn flow_tables(&self) -> [&FlowTable; 2] {
+        [&self.flows, &self.flows6]
     }
 
     /// The datapath, to ask it something or to write a next hop.

@@ -290,7 +290,7 @@ fn check_inner(tables: &Tables, shapes: &Shapes) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+pub(super) fn load_programs(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort_unstable();
     for name in names {

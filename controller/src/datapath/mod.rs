@@ -6,6 +6,7 @@
 //!   .attach         put the programs on the devices, in place of earlier ones   attach, clsact
 //!   .commit         the start has succeeded: forget earlier loads
 //!   .reasons ...    what the kernel counted, learned, sampled                   counters, next_hops, events, inspect
+//!   .dry_run        the programs once more, to ask what they would do           dry_run
 //!   .flow_table     the live flows, in memory shared with the kernel            flow_table
 //! down              all of it away, without loading anything                    down
 //! ```
@@ -19,6 +20,7 @@ mod clsact;
 mod control;
 mod counters;
 mod down;
+mod dry_run;
 mod events;
 mod flow_table;
 mod generation;
@@ -34,11 +36,12 @@ mod table;
 mod test_run;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
 pub use counters::LOST_SLOTS;
 pub use down::{down, in_use};
+pub use dry_run::{Answer, DryRun};
 pub use events::{AsyncEvents, Events, KernelLog};
 pub use flow_table::{FlowTable, Swept, address6, now_tick};
 pub use generation::{Installed, PolicyImage};

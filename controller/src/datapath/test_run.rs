@@ -18,7 +18,7 @@ pub struct Outcome {
 }
 
 /// Room for a program that makes the packet longer.
-const GROWTH: usize = 256;
+pub(super) const GROWTH: usize = 256;
 
 /// struct xdp_md of linux/bpf.h.
 #[repr(C)]
@@ -159,4 +159,18 @@ impl Datapath {
 
 fn xdp_context(packet: &[u8], ifindex: u32) -> XdpContext {
     XdpContext { data_end: packet.len() as u32, ingress_ifindex: ifindex, ..XdpContext::default() }
+}
+
+/// The context of a frame received by XDP on this device.
+pub(super) fn xdp_bytes(packet: &[u8], ifindex: u32) -> Vec<u8> {
+    let context = xdp_context(packet, ifindex);
+    // SAFETY: six words, no padding.
+    unsafe { bytes(&context) }.to_vec()
+}
+
+/// The context of a frame seen by a TC program of this device.
+pub(super) fn skb_bytes(ifindex: u32) -> Vec<u8> {
+    let context = SkbContext { ifindex, ..SkbContext::default() };
+    // SAFETY: eleven words, no padding.
+    unsafe { bytes(&context) }.to_vec()
 }

@@ -74,16 +74,23 @@ pub fn ends<'a>(in_force: &'a InForce, question: &Question) -> Result<Ends<'a>, 
     match (&from, &to) {
         (End::Guest(guest), to) => {
             let destination = match to {
-                End::Guest(other) if other.endpoint.network == guest.endpoint.network => other.address,
+                End::Guest(other) if other.endpoint.network == guest.endpoint.network => {
+                    private_address(other)?
+                }
                 End::Guest(other) => public_address(other)?,
                 End::Host => gateway(in_force, guest)?,
                 End::Address(address) => *address,
             };
-            Ok(finish(guest.address, destination, guest_device(in_force, guest), guest.endpoint.network))
+            Ok(finish(
+                private_address(guest)?,
+                destination,
+                guest_device(in_force, guest),
+                guest.endpoint.network,
+            ))
         }
         (End::Host, End::Guest(guest)) => Ok(finish(
             gateway(in_force, guest)?,
-            guest.address,
+            private_address(guest)?,
             guest_device(in_force, guest),
             guest.endpoint.network,
         )),
@@ -140,6 +147,16 @@ fn gateway(in_force: &InForce, guest: &Guest<'_>) -> Result<Ipv4Addr, Failure> {
         })
         .next()
         .ok_or_else(|| Failure::input(format!("the subnet of {} has no gateway address", guest.name)))
+}
+
+fn private_address(guest: &Guest<'_>) -> Result<Ipv4Addr, Failure> {
+    match guest.address {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(address) => Err(Failure::input(format!(
+            "{} has the IPv6 address {address}, and explain answers for IPv4 only",
+            guest.name
+        ))),
+    }
 }
 
 fn public_address(guest: &Guest<'_>) -> Result<Ipv4Addr, Failure> {

@@ -1,7 +1,5 @@
 //! The engine's tables on the host, filled with the policy in force and what the datapath knows of next hops.
 
-use std::net::Ipv4Addr;
-
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::layout::{DEVICE_GUEST, Device, HOP_FLAG_RESOLVED, HOP_GUEST, NextHop};
 
@@ -78,7 +76,7 @@ fn the_guest(
     }
     hop.ifindex = ends.ifindex;
     hop.kind = HOP_GUEST;
-    hop.address = u32::from_ne_bytes(Ipv4Addr::octets(&guest.address));
+    hop.address = portcullis_common::layout::v4(guest.address);
     env.set_next_hop(index, hop);
     hop.mac
 }

@@ -241,8 +241,8 @@ fn live_rules(
     registry: &crate::compile::Registry,
 ) -> Vec<String> {
     let mut rules = Vec::new();
-    for (forward, _) in live(&shared.flows, now_tick()) {
-        let key = &forward.key;
+    for pair in live(&shared.flows, now_tick()) {
+        let key = &pair.forward.key;
         let same = address(key.source) == ends.source
             && address(key.destination) == ends.destination
             && key.network == ends.network
@@ -250,7 +250,7 @@ fn live_rules(
             && u16::from_be(key.destination_port) == ends.destination_port
             && question.from_port.is_none_or(|port| u16::from_be(key.source_port) == port);
         if same {
-            rules.push(rule_text(in_force, registry, forward.rule));
+            rules.push(rule_text(in_force, registry, pair.rule()));
         }
     }
     rules.sort_unstable();

@@ -1,10 +1,11 @@
 //! `flows`: each live pair of half-records once, as the side that opened it sees it.
 
-use std::net::Ipv4Addr;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use portcullis_common::clock::passed;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, LIVE};
-use portcullis_common::layout::{HalfRecord, KIND_FLOW, NEXT_HOP_HOST};
+use portcullis_common::layout::{FLOW_RULE, HalfRecord, KIND_FLOW, NEXT_HOP_HOST};
 use portcullis_common::tcp_state::{self, State};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::datapath::{FlowTable, now_tick};
 use crate::observe::time::{bytes, seconds};
 
 /// At most this many are told at once.
-const MOST: usize = 100_000;
+pub(super) const MOST: usize = 100_000;
 
 /// Live flows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +34,7 @@ pub struct FlowList {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flow {
-    /// `tcp`, `udp`, `icmp`, or a number.
+    /// As [`protocol_name`] has it.
     pub protocol: String,
     /// Network the opener is in; `world` outside.
     pub network: String,
@@ -41,16 +42,16 @@ pub struct Flow {
     pub from_guest: String,
     /// The guest it goes to; `host`; empty for the world.
     pub to_guest: String,
-    pub source: Ipv4Addr,
-    /// The identifier, for ICMP.
+    pub source: IpAddr,
+    /// The identifier, for ICMP and ICMPv6; 0 where the protocol has no ports.
     pub source_port: u16,
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub destination_port: u16,
     /// What the receiver sees as source; equal to `source` when it is not translated.
-    pub translated_source: Ipv4Addr,
+    pub translated_source: IpAddr,
     pub translated_source_port: u16,
     /// Where it really goes; equal to `destination` when that is not translated.
-    pub translated_destination: Ipv4Addr,
+    pub translated_destination: IpAddr,
     pub translated_destination_port: u16,
     /// TCP: `halfOpen`, `established`, `closed`, `reset`; others: `unanswered`, `answered`.
     pub state: String,
@@ -64,31 +65,21 @@ pub struct Flow {
     pub rule: String,
 }
 
-/// Lists live flows: only those of `guest`, at most `limit`.
+/// Lists live flows of both families: only those of `guest`, at most `limit`.
 pub fn list(shared: &Shared, guest: Option<&str>, limit: Option<usize>) -> Result<FlowList, Failure> {
     let in_force = shared.in_force();
-    if let Some(name) = guest
-        && !in_force.has_guest(name)
-    {
-        return Err(no_guest(&in_force, name));
-    }
+    let hops = guest.map(|name| hops_of(&in_force, name)).transpose()?;
     let now = now_tick();
-    let of_guest = |record: &HalfRecord| {
-        guest.is_none_or(|name| {
-            [record.ingress, record.next_hop]
-                .iter()
-                .any(|hop| in_force.guest_of_hop(*hop).is_some_and(|guest| guest.is_named(name)))
-        })
-    };
-    let mut pairs: Vec<(HalfRecord, HalfRecord)> =
-        live(&shared.flows, now).filter(|(forward, _)| of_guest(forward)).collect();
+    let mut pairs: Vec<Pair<'_>> = shared
+        .flow_tables()
+        .into_iter()
+        .flat_map(|table| live(table, now))
+        .filter(|pair| hops.as_ref().is_none_or(|hops| is_of(&pair.forward, hops)))
+        .collect();
     let total = pairs.len();
-    pairs.sort_by_key(|(forward, reverse)| std::cmp::Reverse(forward.bytes + reverse.bytes));
+    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.forward.bytes.saturating_add(pair.reverse.bytes)));
     pairs.truncate(limit.unwrap_or(MOST).min(MOST));
-    let registry = shared.registry().clone();
-    let flows =
-        pairs.iter().map(|(forward, reverse)| flow(&in_force, &registry, forward, reverse, now)).collect();
-    Ok(FlowList { total, flows })
+    Ok(FlowList { total, flows: told(&in_force, &shared.registry().clone(), &pairs, now) })
 }
 
 /// Says that there is no such guest, and which there are.
@@ -103,9 +94,68 @@ pub fn no_guest(in_force: &InForce, name: &str) -> Failure {
     ))
 }
 
-/// Every live flow: the half that opened it, and the other.
-pub fn live(table: &FlowTable, now: u32) -> impl Iterator<Item = (HalfRecord, HalfRecord)> + '_ {
-    table.iter().filter_map(move |(_, forward)| {
+/// The next hops of the guests of this name; an error if there is none.
+pub(super) fn hops_of(in_force: &InForce, name: &str) -> Result<HashSet<u16>, Failure> {
+    let named = in_force.guests().filter(|guest| guest.is_named(name));
+    let hops: HashSet<u16> = named.map(|guest| guest.endpoint.next_hop).collect();
+    if hops.is_empty() { Err(no_guest(in_force, name)) } else { Ok(hops) }
+}
+
+/// Is one of these next hops at either end?
+pub(super) fn is_of(record: &HalfRecord, hops: &HashSet<u16>) -> bool {
+    hops.contains(&record.ingress) || hops.contains(&record.next_hop)
+}
+
+/// A live flow in its table.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair<'t> {
+    pub table: &'t FlowTable,
+    /// Slot of the half that opened it.
+    pub slot: u32,
+    pub forward: HalfRecord,
+    pub reverse: HalfRecord,
+}
+
+/// Where a flow goes from and to; ports in native order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowEnds {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// As the receiver sees it.
+    pub new_source: SocketAddr,
+    pub new_destination: SocketAddr,
+}
+
+impl Pair<'_> {
+    /// Id of the rule that allowed it; 0 is none.
+    pub fn rule(&self) -> u32 {
+        self.forward.rule & FLOW_RULE
+    }
+
+    /// Its addresses; `None` if an IPv6 slot has begun another life since it was read.
+    pub fn ends(&self) -> Option<FlowEnds> {
+        let HalfRecord { key, new_source, new_destination, new_source_port, new_destination_port, .. } =
+            self.forward;
+        let [source, destination, new_source, new_destination] = if self.table.is_v6() {
+            // Nothing of IPv6 is translated: what the receiver sees is in the key.
+            let [source, destination] = self.table.addresses6(self.slot, &self.forward)?.map(IpAddr::V6);
+            [source, destination, source, destination]
+        } else {
+            [key.source, key.destination, new_source, new_destination].map(|a| IpAddr::V4(address(a)))
+        };
+        let at = |address: IpAddr, port: u16| SocketAddr::new(address, u16::from_be(port));
+        Some(FlowEnds {
+            source: at(source, key.source_port),
+            destination: at(destination, key.destination_port),
+            new_source: at(new_source, new_source_port),
+            new_destination: at(new_destination, new_destination_port),
+        })
+    }
+}
+
+/// Every live flow of a table.
+pub fn live(table: &FlowTable, now: u32) -> impl Iterator<Item = Pair<'_>> + '_ {
+    table.iter().filter_map(move |(slot, forward)| {
         let ctl = Ctl(forward.ctl);
         let opener = forward.key.kind == KIND_FLOW && ctl.flags() & FLAG_FORWARD != 0;
         if !opener || !table.is_alive(&forward, now) || forward.peer >= table.slots() {
@@ -114,34 +164,47 @@ pub fn live(table: &FlowTable, now: u32) -> impl Iterator<Item = (HalfRecord, Ha
         let reverse = table.read(forward.peer)?;
         let theirs = Ctl(reverse.ctl);
         // Read in two steps: the other slot may have begun another life meanwhile.
-        (theirs.phase() == LIVE && theirs.generation() == ctl.generation()).then_some((forward, reverse))
+        let same = theirs.phase() == LIVE && theirs.generation() == ctl.generation();
+        same.then_some(Pair { table, slot, forward, reverse })
     })
 }
 
-/// `tcp`, `udp`, `icmp`, or a number.
+/// Protocols that have a name here, by IANA number.
+const PROTOCOLS: [(u8, &str); 6] =
+    [(6, "tcp"), (17, "udp"), (1, "icmp"), (58, "icmp6"), (50, "esp"), (51, "ah")];
+
+/// `tcp`, `udp`, `icmp`, `icmp6`, `esp`, `ah`, or a number.
 pub fn protocol_name(protocol: u8) -> String {
-    match protocol {
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        1 => "icmp".into(),
-        other => other.to_string(),
-    }
+    let known = PROTOCOLS.iter().find(|(number, _)| *number == protocol);
+    known.map_or_else(|| protocol.to_string(), |(_, name)| (*name).to_owned())
 }
 
-/// An address as the tables have it.
+/// The protocol of a name that [`protocol_name`] gives, or of a number.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    let known = PROTOCOLS.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
+    known.map_or_else(|| name.parse().ok(), |(number, _)| Some(*number))
+}
+
+/// `10.0.1.4:443`, `[fd00::4]:443`, or the address alone where there is no port.
+pub fn end(address: IpAddr, port: u16) -> String {
+    if port == 0 { address.to_string() } else { SocketAddr::new(address, port).to_string() }
+}
+
+/// An IPv4 address as the tables have it.
 pub fn address(network_order: u32) -> Ipv4Addr {
     Ipv4Addr::from(network_order.to_ne_bytes())
 }
 
-fn flow(
-    in_force: &InForce,
-    registry: &Registry,
-    forward: &HalfRecord,
-    reverse: &HalfRecord,
-    now: u32,
-) -> Flow {
+/// Flows as they are told; those that began another life meanwhile are left out.
+pub(super) fn told(in_force: &InForce, registry: &Registry, pairs: &[Pair<'_>], now: u32) -> Vec<Flow> {
+    pairs.iter().filter_map(|pair| flow(in_force, registry, pair, now)).collect()
+}
+
+fn flow(in_force: &InForce, registry: &Registry, pair: &Pair<'_>, now: u32) -> Option<Flow> {
+    let Pair { forward, reverse, .. } = pair;
     let key = &forward.key;
-    let end = |hop: u16| match in_force.guest_of_hop(hop) {
+    let ends = pair.ends()?;
+    let guest = |hop: u16| match in_force.guest_of_hop(hop) {
         _ if hop == NEXT_HOP_HOST => "host".to_owned(),
         Some(guest) => guest.name.to_owned(),
         None => String::new(),
@@ -149,27 +212,27 @@ fn flow(
     let left = |record: &HalfRecord| {
         if passed(record.deadline, now) { 0 } else { record.deadline.wrapping_sub(now) }
     };
-    Flow {
+    Some(Flow {
         protocol: protocol_name(key.protocol),
         network: in_force.network_name(key.network, registry).to_owned(),
-        from_guest: end(forward.ingress),
-        to_guest: end(forward.next_hop),
-        source: address(key.source),
-        source_port: u16::from_be(key.source_port),
-        destination: address(key.destination),
-        destination_port: u16::from_be(key.destination_port),
-        translated_source: address(forward.new_source),
-        translated_source_port: u16::from_be(forward.new_source_port),
-        translated_destination: address(forward.new_destination),
-        translated_destination_port: u16::from_be(forward.new_destination_port),
+        from_guest: guest(forward.ingress),
+        to_guest: guest(forward.next_hop),
+        source: ends.source.ip(),
+        source_port: ends.source.port(),
+        destination: ends.destination.ip(),
+        destination_port: ends.destination.port(),
+        translated_source: ends.new_source.ip(),
+        translated_source_port: ends.new_source.port(),
+        translated_destination: ends.new_destination.ip(),
+        translated_destination_port: ends.new_destination.port(),
         state: state(forward, reverse).to_owned(),
         packets_forward: forward.packets,
         bytes_forward: forward.bytes,
         packets_reverse: reverse.packets,
         bytes_reverse: reverse.bytes,
         idle_seconds_left: seconds(left(forward).max(left(reverse))),
-        rule: rule_text(in_force, registry, forward.rule),
-    }
+        rule: rule_text(in_force, registry, pair.rule()),
+    })
 }
 
 fn state(forward: &HalfRecord, reverse: &HalfRecord) -> &'static str {
@@ -187,54 +250,56 @@ fn state(forward: &HalfRecord, reverse: &HalfRecord) -> &'static str {
 impl FlowList {
     /// For people.
     pub fn text(&self) -> String {
-        let mut table = Table::new(&[
-            "PROTO",
-            "FROM",
-            "SOURCE",
-            "DESTINATION",
-            "AS",
-            "STATE",
-            "PACKETS>",
-            "BYTES>",
-            "IDLE LEFT>",
-            "RULE",
-        ]);
-        for flow in &self.flows {
-            let end = |address: Ipv4Addr, port: u16| {
-                if port == 0 { address.to_string() } else { format!("{address}:{port}") }
-            };
-            let source = end(flow.source, flow.source_port);
-            let destination = end(flow.destination, flow.destination_port);
-            let new_source = end(flow.translated_source, flow.translated_source_port);
-            let new_destination = end(flow.translated_destination, flow.translated_destination_port);
-            let mut translated = String::new();
-            if new_source != source {
-                translated = new_source;
-            }
-            if new_destination != destination {
-                translated = format!("{translated}->{new_destination}");
-            }
-            let from = if flow.from_guest.is_empty() { "world" } else { &flow.from_guest };
-            table.row([
-                flow.protocol.clone(),
-                from.to_owned(),
-                source,
-                destination,
-                translated,
-                flow.state.clone(),
-                format!("{}/{}", flow.packets_forward, flow.packets_reverse),
-                format!("{}/{}", bytes(flow.bytes_forward), bytes(flow.bytes_reverse)),
-                format!("{:.0}s", flow.idle_seconds_left),
-                flow.rule.clone(),
-            ]);
-        }
-        let mut text = table.render("no live flows");
+        let mut text = table(&self.flows).render("no live flows");
         if self.total > self.flows.len() {
             text +=
                 &format!("{} of {} flows, the busiest; --limit shows more\n", self.flows.len(), self.total);
         }
         text
     }
+}
+
+/// Flows for people.
+pub(super) fn table(flows: &[Flow]) -> Table {
+    let mut table = Table::new(&[
+        "PROTO",
+        "FROM",
+        "SOURCE",
+        "DESTINATION",
+        "AS",
+        "STATE",
+        "PACKETS>",
+        "BYTES>",
+        "IDLE LEFT>",
+        "RULE",
+    ]);
+    for flow in flows {
+        let source = end(flow.source, flow.source_port);
+        let destination = end(flow.destination, flow.destination_port);
+        let new_source = end(flow.translated_source, flow.translated_source_port);
+        let new_destination = end(flow.translated_destination, flow.translated_destination_port);
+        let mut translated = String::new();
+        if new_source != source {
+            translated = new_source;
+        }
+        if new_destination != destination {
+            translated = format!("{translated}->{new_destination}");
+        }
+        let from = if flow.from_guest.is_empty() { "world" } else { &flow.from_guest };
+        table.row([
+            flow.protocol.clone(),
+            from.to_owned(),
+            source,
+            destination,
+            translated,
+            flow.state.clone(),
+            format!("{}/{}", flow.packets_forward, flow.packets_reverse),
+            format!("{}/{}", bytes(flow.bytes_forward), bytes(flow.bytes_reverse)),
+            format!("{:.0}s", flow.idle_seconds_left),
+            flow.rule.clone(),
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -248,13 +313,13 @@ mod tests {
             network: "lab".into(),
             from_guest: "vm1/primary".into(),
             to_guest: String::new(),
-            source: [10, 0, 1, 4].into(),
+            source: IpAddr::from([10, 0, 1, 4]),
             source_port: 40000,
-            destination: [198, 51, 100, 1].into(),
+            destination: IpAddr::from([198, 51, 100, 1]),
             destination_port: 443,
-            translated_source: [203, 0, 113, 10].into(),
+            translated_source: IpAddr::from([203, 0, 113, 10]),
             translated_source_port: 1024,
-            translated_destination: [198, 51, 100, 1].into(),
+            translated_destination: IpAddr::from([198, 51, 100, 1]),
             translated_destination_port: 443,
             state: "established".into(),
             packets_forward: 3,
@@ -274,5 +339,24 @@ mod tests {
         let json = serde_json::to_value(&list).unwrap();
         assert_eq!(json["flows"][0]["translatedSourcePort"], 1024);
         assert_eq!(serde_json::from_value::<FlowList>(json).unwrap(), list);
+    }
+
+    #[test]
+    fn an_ipv6_end_has_its_port_behind_brackets_and_an_end_without_port_has_none() {
+        let address: IpAddr = "fd00:1::4".parse().unwrap();
+        assert_eq!((end(address, 443).as_str(), end(address, 0).as_str()), ("[fd00:1::4]:443", "fd00:1::4"));
+        assert_eq!(end(IpAddr::from([10, 0, 1, 4]), 443), "10.0.1.4:443");
+    }
+
+    #[test]
+    fn every_protocol_reads_back_from_the_name_it_is_told_by() {
+        assert_eq!([58, 50, 51, 132].map(protocol_name), ["icmp6", "esp", "ah", "132"]);
+        for number in 0..=u8::MAX {
+            assert_eq!(protocol_number(&protocol_name(number)), Some(number));
+        }
+        assert_eq!(
+            (protocol_number("TCP"), protocol_number("256"), protocol_number("")),
+            (Some(6), None, None)
+        );
     }
 }

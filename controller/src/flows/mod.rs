@@ -1,9 +1,13 @@
 //! Live flows: who tidies them up, and what is to be told of them.
 
+mod kill;
 mod list;
 mod reaper;
 mod snat;
 
-pub use list::{Flow, FlowList, address, list, live, no_guest, protocol_name};
-pub use reaper::{ReaperCounts, ReaperReport, reap};
+pub use kill::{Ended, Selection, flush, kill};
+pub use list::{
+    Flow, FlowEnds, FlowList, Pair, address, end, list, live, no_guest, protocol_name, protocol_number,
+};
+pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};

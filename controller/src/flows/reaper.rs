@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{FlowTable, now_tick};
+use crate::datapath::{FlowTable, Swept, now_tick};
 
 /// Between two sweeps.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -19,11 +19,17 @@ const SHARE: u32 = 50;
 #[derive(Debug, Default)]
 pub struct ReaperCounts {
     sweeps: AtomicU64,
+    /// Of IPv4 and of IPv6.
+    tables: [TableCounts; 2],
+    microseconds: AtomicU64,
+    stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct TableCounts {
     freed: AtomicU64,
     live: AtomicU64,
     waiting: AtomicU64,
-    microseconds: AtomicU64,
-    stop: AtomicBool,
 }
 
 /// The same, to be told.
@@ -31,13 +37,37 @@ pub struct ReaperCounts {
 #[serde(rename_all = "camelCase")]
 pub struct ReaperReport {
     pub sweeps: u64,
+    /// For both tables together.
+    pub last_sweep_milliseconds: f64,
+    pub ipv4: TableReport,
+    pub ipv6: TableReport,
+}
+
+/// What the reaper found in one flow table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableReport {
     /// Half-records freed since the start.
     pub freed: u64,
     /// Half-records alive at the last sweep.
     pub live: u64,
     /// Half-records dead, but not for long enough.
     pub waiting: u64,
-    pub last_sweep_milliseconds: f64,
+}
+
+impl TableCounts {
+    fn report(&self) -> TableReport {
+        TableReport {
+            freed: self.freed.load(Relaxed),
+            live: self.live.load(Relaxed),
+            waiting: self.waiting.load(Relaxed),
+        }
+    }
+
+    fn note(&self, swept: Swept) {
+        self.freed.fetch_add(u64::from(swept.freed), Relaxed);
+        self.live.store(u64::from(swept.live), Relaxed);
+        self.waiting.store(u64::from(swept.waiting), Relaxed);
+    }
 }
 
 impl ReaperCounts {
@@ -45,10 +75,9 @@ impl ReaperCounts {
     pub fn report(&self) -> ReaperReport {
         ReaperReport {
             sweeps: self.sweeps.load(Relaxed),
-            freed: self.freed.load(Relaxed),
-            live: self.live.load(Relaxed),
-            waiting: self.waiting.load(Relaxed),
             last_sweep_milliseconds: self.microseconds.load(Relaxed) as f64 / 1000.0,
+            ipv4: self.tables[0].report(),
+            ipv6: self.tables[1].report(),
         }
     }
 
@@ -58,23 +87,58 @@ impl ReaperCounts {
     }
 }
 
-/// Starts the reaper, in a thread of its own: a sweep of a large table takes tens of milliseconds, which nobody else
+/// Starts the reaper of the tables of IPv4 and IPv6, in a thread of its own: a sweep of a large table takes tens of milliseconds, which nobody else
 /// should wait for.
-pub fn reap(table: &Arc<FlowTable>, counts: &Arc<ReaperCounts>) -> io::Result<()> {
-    let (table, counts) = (Arc::clone(table), Arc::clone(counts));
-    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || work(&table, &counts)).map(drop)
+pub fn reap(tables: &[Arc<FlowTable>; 2], counts: &Arc<ReaperCounts>) -> io::Result<()> {
+    let (tables, counts) = (tables.clone(), Arc::clone(counts));
+    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || work(&tables, &counts)).map(drop)
 }
 
-fn work(table: &FlowTable, counts: &ReaperCounts) {
+fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts) {
     while !counts.stop.load(Relaxed) {
-        let began = Instant::now();
-        let swept = table.sweep(now_tick(), |_, _| {});
-        let took = began.elapsed();
-        counts.sweeps.fetch_add(1, Relaxed);
-        counts.freed.fetch_add(u64::from(swept.freed), Relaxed);
-        counts.live.store(u64::from(swept.live), Relaxed);
-        counts.waiting.store(u64::from(swept.waiting), Relaxed);
-        counts.microseconds.store(took.as_micros() as u64, Relaxed);
+        let took = sweep(tables.each_ref().map(Arc::as_ref), counts);
         std::thread::sleep(PAUSE.max(took * SHARE));
+    }
+}
+
+/// One sweep over the tables of IPv4 and IPv6; how long it took.
+fn sweep(tables: [&FlowTable; 2], counts: &ReaperCounts) -> Duration {
+    let began = Instant::now();
+    for (table, counts) in tables.into_iter().zip(&counts.tables) {
+        counts.note(table.sweep(now_tick(), |_, _| {}));
+    }
+    let took = began.elapsed();
+    counts.sweeps.fetch_add(1, Relaxed);
+    counts.microseconds.store(took.as_micros() as u64, Relaxed);
+    took
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::kill::tests::{Put, TCP, put, with_tables};
+
+    #[test]
+    fn a_sweep_goes_over_both_tables_and_tells_them_apart() {
+        with_tables(|flows, flows6| {
+            put(flows, TCP);
+            put(flows6, TCP);
+            put(flows6, Put { slot: 2, ..TCP });
+            assert!(flows6.end(2, &flows6.read(2).unwrap(), now_tick()));
+            let counts = ReaperCounts::default();
+            sweep([flows, flows6], &counts);
+            let report = counts.report();
+            assert_eq!((report.sweeps, report.ipv4.live, report.ipv4.waiting), (1, 2, 0));
+            assert_eq!((report.ipv6.live, report.ipv6.waiting, report.ipv6.freed), (2, 2, 0));
+            // The grace is three ticks of 67 ms.
+            std::thread::sleep(Duration::from_millis(400));
+            sweep([flows, flows6], &counts);
+            let report = counts.report();
+            assert_eq!(
+                (report.sweeps, report.ipv6.live, report.ipv6.waiting, report.ipv6.freed),
+                (2, 2, 0, 2)
+            );
+            assert_eq!(report.ipv4.freed, 0);
+        });
     }
 }

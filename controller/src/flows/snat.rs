@@ -1,7 +1,7 @@
 //! `snat`: each guest's ports on load balancer frontends, and how many are in use right now.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use portcullis_common::Reason;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
@@ -30,7 +30,7 @@ pub struct SnatUse {
 pub struct GuestPorts {
     /// `vm1/ipconfig1`
     pub guest: String,
-    pub private_address: Ipv4Addr,
+    pub private_address: IpAddr,
     /// Public addresses it leaves under.
     pub addresses: Vec<Ipv4Addr>,
     /// Protocols its outbound rule translates.

@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::namespace::Namespace;
@@ -30,14 +30,14 @@ pub enum HostChange {
     AddressAdded {
         device: String,
         ifindex: u32,
-        address: Ipv4Net,
+        address: IpNet,
     },
-    /// A link-scope route of the main table.
+    /// A route of the main table to what is on the device's link.
     RouteAdded {
         device: String,
         ifindex: u32,
-        prefix: Ipv4Net,
-        source: Option<Ipv4Addr>,
+        prefix: IpNet,
+        source: Option<IpAddr>,
     },
     /// A permanent neighbour entry.
     NeighbourAdded {
@@ -300,6 +300,25 @@ mod tests {
         again.forget(&changes.iter().map(HostChange::key).collect::<Vec<_>>()).unwrap();
         assert!(!directory.0.join("journal.json").exists());
         assert!(Journal::open(&directory.0).unwrap().changes().is_empty());
+    }
+
+    #[test]
+    fn changes_of_ipv6_stand_beside_those_of_ipv4_and_an_older_journal_still_reads() {
+        let six = HostChange::RouteAdded {
+            device: "g0".into(),
+            ifindex: 3,
+            prefix: "fd00:1::4/128".parse().unwrap(),
+            source: Some("fd00:1::1".parse().unwrap()),
+        };
+        assert_eq!(
+            (six.key().as_str(), six.to_string()),
+            ("route 3 fd00:1::4/128", "route to fd00:1::4/128 by g0".into())
+        );
+        let json = serde_json::to_string(&six).unwrap();
+        assert_eq!(serde_json::from_str::<HostChange>(&json).unwrap(), six);
+        // As the versions before IPv6 wrote it.
+        let old = r#"{"kind":"addressAdded","device":"eth0","ifindex":7,"address":"192.0.2.7/32"}"#;
+        assert_eq!(serde_json::from_str::<HostChange>(old).unwrap(), address("192.0.2.7/32"));
     }
 
     #[test]

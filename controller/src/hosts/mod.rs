@@ -10,6 +10,7 @@
 mod addresses;
 mod ethtool;
 mod firewalls;
+mod guest_routes;
 mod hooks;
 mod journal;
 mod links;

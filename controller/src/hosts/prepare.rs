@@ -5,15 +5,16 @@
 //! new.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
+use super::guest_routes::DeviceRoute;
 use super::links::Links;
 use super::netlink::{explained, is_present};
 use super::sysctl::{self, RESERVED_PORTS, Ranges};
 use super::wishes::{Purpose, Wish, wishes};
-use super::{DeviceChoice, Host, HostAddress, HostChange, Journal, Route, UndoReport, ethtool};
+use super::{DeviceChoice, Host, HostAddress, HostChange, Journal, UndoReport, ethtool};
 use crate::policy::network::Network;
 
 /// What `prepare` did.
@@ -31,7 +32,7 @@ pub struct Prepared {
 struct State<'a> {
     addresses: Vec<HostAddress>,
     /// Every unicast route of the main table with a device, best metric per prefix.
-    routes: Vec<Route>,
+    routes: Vec<DeviceRoute>,
     /// What we made, by key.
     journal: HashMap<String, &'a HostChange>,
     /// Keys of what we made and this policy does not want: as good as gone.
@@ -45,8 +46,8 @@ impl State<'_> {
     }
 
     /// Our own entry for a route the host has.
-    fn ours(&self, route: &Route) -> Option<&HostChange> {
-        let Route { ifindex, prefix, source, .. } = *route;
+    fn ours(&self, route: &DeviceRoute) -> Option<&HostChange> {
+        let DeviceRoute { ifindex, prefix, source, .. } = *route;
         let entry = HostChange::RouteAdded { device: String::new(), ifindex, prefix, source };
         self.journal.get(&entry.key()).copied()
     }
@@ -74,10 +75,10 @@ pub async fn prepare(
         Prepared { made: Vec::new(), warnings: wanted.warnings.clone(), waiting: wanted.missing.clone() };
     let everywhere: Vec<u32> = links.iter().map(|link| link.ifindex).collect();
     let addresses = host.addresses().await?;
-    let routes = host.routes(&everywhere).await?.uplinks;
+    let routes = host.device_routes(&everywhere).await?;
 
     let mut needed: Vec<(Wish, HostChange)> = Vec::new();
-    let mut in_the_way: Vec<Route> = Vec::new();
+    let mut in_the_way: Vec<DeviceRoute> = Vec::new();
     {
         let keys = wanted.keys();
         let known = journal.by_key();
@@ -141,10 +142,13 @@ fn needed_change(
     links: &Links,
     state: &State<'_>,
     prepared: &mut Prepared,
-    in_the_way: &mut Vec<Route>,
+    in_the_way: &mut Vec<DeviceRoute>,
 ) -> Result<Option<HostChange>> {
     match wish {
-        Wish::Address { ifindex, address, purpose, .. } => {
+        Wish::Address { device, ifindex, address, purpose } => {
+            if address.addr().is_ipv6() && !ready_for_ipv6(device, links, prepared) {
+                return Ok(None);
+            }
             let is_there = state.addresses.iter().any(|known| {
                 // Whatever its prefix length: the host may have its own idea of this subnet.
                 known.address.addr() == address.addr()
@@ -156,6 +160,9 @@ fn needed_change(
         Wish::Route { device, ifindex, prefix, source } => {
             if !links.get(device).is_some_and(|link| link.up) {
                 prepared.waiting.push(device.clone());
+                return Ok(None);
+            }
+            if prefix.addr().is_ipv6() && !ready_for_ipv6(device, links, prepared) {
                 return Ok(None);
             }
             if let Some(exact) = state.routes.iter().find(|route| route.prefix == *prefix) {
@@ -177,7 +184,7 @@ fn needed_change(
                 return Ok(None);
             }
             let covered = longest(&state.routes, prefix.addr())
-                .is_some_and(|route| route.ifindex == *ifindex && route.gateway.is_none());
+                .is_some_and(|route| route.ifindex == *ifindex && route.direct);
             Ok((!covered).then(|| wish.change(String::new())))
         }
         Wish::ReservedPorts(ranges) => {
@@ -216,7 +223,24 @@ fn needed_change(
     }
 }
 
-fn longest(routes: &[Route], destination: Ipv4Addr) -> Option<&Route> {
+/// Can the device have addresses and routes of IPv6 now? The kernel takes them away from a device that goes down.
+fn ready_for_ipv6(device: &str, links: &Links, prepared: &mut Prepared) -> bool {
+    if !links.get(device).is_some_and(|link| link.up) {
+        prepared.waiting.push(device.to_owned());
+        return false;
+    }
+    let Some(why) = sysctl::without_ipv6(device) else { return true };
+    let warning = format!(
+        "{device} has no IPv6 ({why}): the host itself has no gateway address there and does not reach the IPv6 guests \
+         behind it; guests are served all the same"
+    );
+    if !prepared.warnings.contains(&warning) {
+        prepared.warnings.push(warning);
+    }
+    false
+}
+
+fn longest(routes: &[DeviceRoute], destination: IpAddr) -> Option<&DeviceRoute> {
     let matching = routes.iter().filter(|route| route.prefix.contains(&destination));
     matching.max_by_key(|route| route.prefix.prefix_len())
 }
@@ -248,3 +272,7 @@ async fn make(host: &Host, wish: &Wish, change: &HostChange) -> Result<bool> {
 #[cfg(test)]
 #[path = "prepare_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "prepare_ipv6_tests.rs"]
+mod ipv6_tests;

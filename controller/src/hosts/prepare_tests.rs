@@ -1,5 +1,6 @@
 //! `prepare` and `unprepare_stale` in namespaces of their own.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::*;
@@ -10,7 +11,7 @@ use crate::policy::network::{
 };
 
 /// One subnet 10.0.0.0/24 with gateway 10.0.0.1, one uplink `up0`, guests given as (device, address).
-fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
+pub(super) fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
     Network {
         virtual_networks: vec![VirtualNetwork {
             name: "net".into(),
@@ -56,7 +57,7 @@ fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
     }
 }
 
-fn lab() -> Lab {
+pub(super) fn lab() -> Lab {
     let lab = Lab::new();
     lab.ip(&["link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
     lab.ip(&["link", "set", "up0", "up"]);
@@ -67,25 +68,25 @@ fn lab() -> Lab {
 }
 
 /// A controller's view: one host, one journal.
-struct Controller {
-    host: Host,
-    journal: Journal,
+pub(super) struct Controller {
+    pub(super) host: Host,
+    pub(super) journal: Journal,
     reserved: Ranges,
 }
 
 impl Controller {
-    fn start(path: &Path) -> Self {
+    pub(super) fn start(path: &Path) -> Self {
         let reserved = Ranges::new([(1024, 1087), (8080, 8080)]);
         Self { host: Host::open().unwrap(), journal: Journal::open(path).unwrap(), reserved }
     }
 
-    async fn apply(&mut self, network: &Network) -> Prepared {
+    pub(super) async fn apply(&mut self, network: &Network) -> Prepared {
         let links = self.host.links().await.unwrap();
         let choices = choose_hooks(network, &links).unwrap();
         prepare(&self.host, network, &links, &choices, &self.reserved, &mut self.journal).await.unwrap()
     }
 
-    async fn tidy(&mut self, network: &Network) -> UndoReport {
+    pub(super) async fn tidy(&mut self, network: &Network) -> UndoReport {
         let links = self.host.links().await.unwrap();
         let choices = choose_hooks(network, &links).unwrap();
         unprepare_stale(&self.host, network, &links, &choices, &self.reserved, &mut self.journal)
@@ -93,14 +94,14 @@ impl Controller {
             .unwrap()
     }
 
-    /// "device address/len", loopback left out, sorted.
-    async fn addresses(&self) -> Vec<String> {
+    /// "device address/len", loopback and link-local ones left out, sorted.
+    pub(super) async fn addresses(&self) -> Vec<String> {
         let links = self.host.links().await.unwrap();
         let name = |ifindex| links.by_index(ifindex).unwrap().name.clone();
         let all = self.host.addresses().await.unwrap();
         let mut all: Vec<String> =
             all.iter().map(|known| format!("{} {}", name(known.ifindex), known.address)).collect();
-        all.retain(|address| !address.starts_with("lo "));
+        all.retain(|address| !address.starts_with("lo ") && !address.contains(" fe80:"));
         all.sort();
         all
     }

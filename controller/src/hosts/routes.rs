@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
-    RouteProtocol, RouteScope, RouteType,
+    RouteType,
 };
 
 use super::Host;
@@ -83,38 +83,6 @@ impl Host {
             .context("cannot read this host's routes")?;
         Ok(best_routes(messages.iter().filter_map(|message| candidate_of(message, uplinks)), uplinks))
     }
-
-    /// Adds a link-scope route of the main table.
-    pub(super) async fn add_host_route(
-        &self,
-        ifindex: u32,
-        prefix: Ipv4Net,
-        source: Option<Ipv4Addr>,
-    ) -> Result<(), rtnetlink::Error> {
-        self.handle().route().add(host_route(ifindex, prefix, source)).execute().await
-    }
-
-    /// Removes the route that `add_host_route` added with the same arguments, and no other.
-    pub(super) async fn remove_host_route(
-        &self,
-        ifindex: u32,
-        prefix: Ipv4Net,
-        source: Option<Ipv4Addr>,
-    ) -> Result<(), rtnetlink::Error> {
-        self.handle().route().del(host_route(ifindex, prefix, source)).execute().await
-    }
-}
-
-fn host_route(ifindex: u32, prefix: Ipv4Net, source: Option<Ipv4Addr>) -> RouteMessage {
-    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(prefix.network(), prefix.prefix_len())
-        .output_interface(ifindex)
-        .scope(RouteScope::Link)
-        .protocol(RouteProtocol::Static);
-    if let Some(source) = source {
-        builder = builder.pref_source(source);
-    }
-    builder.build()
 }
 
 /// One route of the table with the hop chosen from it.

@@ -123,6 +123,16 @@ impl FromStr for Ranges {
     }
 }
 
+/// Why the kernel takes no IPv6 address on this device; `None` if it does.
+pub fn without_ipv6(device: &str) -> Option<String> {
+    // The name is the kernel's: it has no slash and is not `..`.
+    match read(&format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6")) {
+        Ok(value) if value == "0" => None,
+        Ok(_) => Some(format!("net.ipv6.conf.{device}.disable_ipv6 is 1")),
+        Err(_) => Some("this kernel has none, or its MTU is below 1280".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

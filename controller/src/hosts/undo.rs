@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
 
 use super::netlink::{errno, explained, is_absent, is_present};
@@ -135,7 +135,7 @@ fn done(result: Result<(), rtnetlink::Error>) -> Result<Outcome> {
 
 /// Removes an address and puts back those the kernel removes with it: the secondaries of the same prefix, which
 /// someone else added and which go with their primary unless `promote_secondaries` is set.
-async fn remove_address(host: &Host, ifindex: u32, address: Ipv4Net) -> Result<Outcome> {
+async fn remove_address(host: &Host, ifindex: u32, address: IpNet) -> Result<Outcome> {
     let ours = HostAddress { ifindex, address };
     let same_prefix = |other: &HostAddress| {
         other.ifindex == ifindex && *other != ours && other.address.trunc() == address.trunc()
@@ -220,7 +220,7 @@ mod tests {
             let ifindex = host.links().await.unwrap().get("v0").unwrap().ifindex;
             let device = "v0".to_string();
             let address = "192.0.2.7/32".parse().unwrap();
-            let prefix = "10.0.0.4/32".parse().unwrap();
+            let prefix: IpNet = "10.0.0.4/32".parse().unwrap();
             let gone = |change: HostChange| change;
             Journal::open(&path)
                 .unwrap()
@@ -230,7 +230,7 @@ mod tests {
                     HostChange::NeighbourAdded {
                         device: device.clone(),
                         ifindex,
-                        address: prefix.addr(),
+                        address: "10.0.0.4".parse().unwrap(),
                         mac: [2; 6],
                     },
                     HostChange::Sysctl {
@@ -271,8 +271,8 @@ mod tests {
             let host = Host::open().unwrap();
             let ifindex = host.links().await.unwrap().get("v0").unwrap().ifindex;
             let device = || "v0".to_string();
-            let address: Ipv4Net = "10.0.0.1/24".parse().unwrap();
-            let prefix: Ipv4Net = "10.7.0.4/32".parse().unwrap();
+            let address: IpNet = "10.0.0.1/24".parse().unwrap();
+            let prefix: IpNet = "10.7.0.4/32".parse().unwrap();
             let source = Some(address.addr());
             let mut journal = Journal::open(&path).unwrap();
             journal
@@ -311,7 +311,8 @@ mod tests {
             assert_eq!(report.restored.len(), 6, "{report}");
             assert!(report.restored[0].contains("clsact") && report.restored[5].contains("10.0.0.1/24"));
             let addresses: Vec<_> = host.addresses().await.unwrap();
-            let on_v0 = addresses.iter().filter(|a| a.ifindex == ifindex).map(|a| a.address.to_string());
+            let v4 = |a: &&HostAddress| a.ifindex == ifindex && a.address.addr().is_ipv4();
+            let on_v0 = addresses.iter().filter(v4).map(|a| a.address.to_string());
             assert_eq!(on_v0.collect::<Vec<_>>(), ["10.0.0.77/24"]);
             assert_eq!(sysctl::read(sysctl::RESERVED_PORTS).unwrap(), "22");
             assert!(ethtool::feature("v0", "rx-vlan-hw-parse").unwrap().unwrap().on);

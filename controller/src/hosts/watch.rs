@@ -80,6 +80,7 @@ impl Watch {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Neigh,
         ];

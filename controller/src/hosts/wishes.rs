@@ -1,9 +1,9 @@
 //! What a policy wants of the host: a pure function of policy, devices and chosen hooks.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::links::{Link, Links};
 use super::sysctl::{RESERVED_PORTS, Ranges};
@@ -16,15 +16,15 @@ pub(super) enum Wish {
     Address {
         device: String,
         ifindex: u32,
-        address: Ipv4Net,
+        address: IpNet,
         purpose: Purpose,
     },
     /// The way from the host to a guest.
     Route {
         device: String,
         ifindex: u32,
-        prefix: Ipv4Net,
-        source: Ipv4Addr,
+        prefix: IpNet,
+        source: IpAddr,
     },
     /// These ports, added to whatever is reserved already.
     ReservedPorts(Ranges),
@@ -113,11 +113,11 @@ fn announcements(network: &Network, links: &Links, wishes: &mut Wishes) {
         return;
     };
     for public in network.public_addresses.iter().filter(|public| public.announce == Announce::Address) {
-        if let IpAddr::V4(address) = public.address {
+        if public.address.is_ipv4() {
             wishes.all.push(Wish::Address {
                 device: link.name.clone(),
                 ifindex: link.ifindex,
-                address: Ipv4Net::from(address),
+                address: IpNet::from(public.address),
                 purpose: Purpose::Announce,
             });
         }
@@ -125,8 +125,8 @@ fn announcements(network: &Network, links: &Links, wishes: &mut Wishes) {
 }
 
 fn guests(network: &Network, links: &Links, wishes: &mut Wishes) {
-    let mut addresses: BTreeSet<(u32, Ipv4Net)> = BTreeSet::new();
-    let mut routes: BTreeMap<Ipv4Net, &str> = BTreeMap::new();
+    let mut addresses: BTreeSet<(u32, IpNet)> = BTreeSet::new();
+    let mut routes: BTreeMap<IpNet, &str> = BTreeMap::new();
     let mut missing: BTreeSet<&str> = BTreeSet::new();
     for interface in &network.interfaces {
         let Some(link) = links.get(&interface.device) else {
@@ -135,11 +135,13 @@ fn guests(network: &Network, links: &Links, wishes: &mut Wishes) {
         };
         let bridge = links.bridge_of(link);
         for configuration in &interface.addresses {
-            let IpAddr::V4(guest) = configuration.address else { continue };
-            let Some((gateway, prefix_len)) = gateway_of(network, configuration.subnet) else { continue };
+            let guest = configuration.address;
+            let Some((gateway, prefix_len)) = gateway_of(network, configuration.subnet, guest) else {
+                continue;
+            };
             let (holder, address, purpose): (&Link, _, _) = match bridge {
                 Some(bridge) => (bridge, net(gateway, prefix_len), Purpose::BridgeGateway),
-                None => (link, Ipv4Net::from(gateway), Purpose::GuestGateway),
+                None => (link, IpNet::from(gateway), Purpose::GuestGateway),
             };
             if addresses.insert((holder.ifindex, address)) {
                 wishes.all.push(Wish::Address {
@@ -153,7 +155,7 @@ fn guests(network: &Network, links: &Links, wishes: &mut Wishes) {
                 // The bridge's prefix route reaches all its ports.
                 continue;
             }
-            let prefix = Ipv4Net::from(guest);
+            let prefix = IpNet::from(guest);
             match routes.insert(prefix, &interface.device) {
                 None => wishes.all.push(Wish::Route {
                     device: link.name.clone(),
@@ -177,20 +179,14 @@ fn guests(network: &Network, links: &Links, wishes: &mut Wishes) {
     wishes.missing.extend(missing.into_iter().map(str::to_string));
 }
 
-/// A subnet's first IPv4 gateway and the length of the prefix it lies in.
-fn gateway_of(network: &Network, subnet: usize) -> Option<(Ipv4Addr, u8)> {
+/// A subnet's first gateway of the guest's family, and the length of the prefix it lies in.
+fn gateway_of(network: &Network, subnet: usize, guest: IpAddr) -> Option<(IpAddr, u8)> {
     let subnet = network.subnets.get(subnet)?;
-    let gateway = subnet.gateways.iter().find_map(|gateway| match gateway {
-        IpAddr::V4(gateway) => Some(*gateway),
-        IpAddr::V6(_) => None,
-    })?;
-    let length = subnet.prefixes.iter().find_map(|prefix| match prefix {
-        IpNet::V4(prefix) if prefix.contains(&gateway) => Some(prefix.prefix_len()),
-        _ => None,
-    });
-    Some((gateway, length.unwrap_or(32)))
+    let gateway = *subnet.gateways.iter().find(|gateway| gateway.is_ipv4() == guest.is_ipv4())?;
+    let prefix = subnet.prefixes.iter().find(|prefix| prefix.contains(&gateway));
+    Some((gateway, prefix.map_or(IpNet::from(gateway).prefix_len(), IpNet::prefix_len)))
 }
 
-fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
-    Ipv4Net::new(address, prefix_len).unwrap_or_else(|_| Ipv4Net::from(address))
+fn net(address: IpAddr, prefix_len: u8) -> IpNet {
+    IpNet::new(address, prefix_len).unwrap_or_else(|_| IpNet::from(address))
 }

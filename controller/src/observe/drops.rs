@@ -1,9 +1,9 @@
 //! `drops`: what became of packets, by reason, and the latest that were dropped.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use portcullis_common::Reason;
-use portcullis_common::layout::Event;
+use portcullis_common::layout::{Event, FLOW_RULE};
 use serde::{Deserialize, Serialize};
 
 use super::time::{bytes, seconds};
@@ -12,8 +12,8 @@ use crate::cli::table::Table;
 use crate::compile::Registry;
 use crate::daemon::shared::rule_text;
 use crate::daemon::{InForce, Shared};
-use crate::datapath::now_tick;
-use crate::flows::{address, protocol_name};
+use crate::datapath::{address6, now_tick};
+use crate::flows::{address, end, protocol_name};
 
 /// Counters by reason, and recent drops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,9 +59,9 @@ pub struct RecentDrop {
     pub hook: String,
     pub network: String,
     pub protocol: String,
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     pub source_port: u16,
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub destination_port: u16,
     /// The guest it came from or went to, as far as its addresses tell; else empty.
     pub guest: String,
@@ -102,13 +102,26 @@ pub fn losses(counts: &[u64], all: bool) -> Vec<Lost> {
     named.map(|(at, packets)| Lost { at: (*at).to_owned(), packets: *packets }).collect()
 }
 
+/// Source and destination of a packet that was dropped.
+fn ends(event: &Event) -> [IpAddr; 2] {
+    if event.v6 == 0 {
+        [event.source, event.destination].map(|a| IpAddr::V4(address(a)))
+    } else {
+        [event.source6, event.destination6].map(|a| IpAddr::V6(address6(a)))
+    }
+}
+
 fn recent_drop(in_force: &InForce, registry: &Registry, event: &Event, now: u32) -> RecentDrop {
-    let (source, destination) = (address(event.source), address(event.destination));
-    let at = |address: Ipv4Addr| {
-        let mut guests = in_force.guests_at(address.into());
+    let [source, destination] = ends(event);
+    let at = |address: IpAddr| {
+        let mut guests = in_force.guests_at(address);
         guests.find(|guest| event.network == 0 || guest.endpoint.network == event.network)
     };
-    let instance = || in_force.guests().find(|guest| guest.endpoint.instance_address == event.destination);
+    // Only IPv4 has them; 0 is "none".
+    let instance = || {
+        let public = (event.v6 == 0 && event.destination != 0).then_some(event.destination)?;
+        in_force.guests().find(|guest| guest.endpoint.instance_address == public)
+    };
     let guest = at(source).or_else(|| at(destination)).or_else(instance);
     let reason = Reason::from_index(u32::from(event.reason));
     RecentDrop {
@@ -131,7 +144,7 @@ fn recent_drop(in_force: &InForce, registry: &Registry, event: &Event, now: u32)
         destination,
         destination_port: u16::from_be(event.destination_port),
         guest: guest.map_or_else(String::new, |guest| guest.name.to_owned()),
-        rule: rule_text(in_force, registry, event.rule),
+        rule: rule_text(in_force, registry, event.rule & FLOW_RULE),
         length: event.length,
     }
 }
@@ -157,9 +170,6 @@ impl Drops {
         if !self.recent.is_empty() {
             let mut table =
                 Table::new(&["AGO>", "REASON", "DEVICE", "PROTO", "SOURCE", "DESTINATION", "GUEST", "RULE"]);
-            let end = |address: Ipv4Addr, port| {
-                if port == 0 { address.to_string() } else { format!("{address}:{port}") }
-            };
             for drop in &self.recent {
                 table.row([
                     format!("{:.0}s", drop.seconds_ago),
@@ -187,5 +197,15 @@ mod tests {
     fn losses_have_the_names_of_their_tracepoints_and_zeroes_are_left_out() {
         assert_eq!(losses(&[0, 3, 0], false), [Lost { at: "xdp_devmap_xmit".into(), packets: 3 }]);
         assert_eq!(losses(&[0, 3, 0], true).len(), 2);
+    }
+
+    #[test]
+    fn an_event_of_ipv6_is_told_by_its_whole_addresses_and_one_of_ipv4_by_its_own() {
+        use portcullis_common::layout::{v4, v6};
+        let (a, b): (IpAddr, IpAddr) = ("fd00:1::4".parse().unwrap(), "2001:db8::5".parse().unwrap());
+        let event = Event { v6: 1, source6: v6(a), destination6: v6(b), ..Event::default() };
+        assert_eq!(ends(&event), [a, b]);
+        let (a, b) = (IpAddr::from([10, 0, 0, 4]), IpAddr::from([198, 51, 100, 1]));
+        assert_eq!(ends(&Event { source: v4(a), destination: v4(b), ..Event::default() }), [a, b]);
     }
 }

@@ -1,18 +1,26 @@
 //! `rules`: every rule in force with its hits, default rules among them.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::time::{bytes, seconds};
+use crate::answers::lint::shadow;
 use crate::api::Failure;
 use crate::cli::table::Table;
+use crate::compile::rules::in_order;
 use crate::daemon::Shared;
 use crate::daemon::shared::{direction, short};
 use crate::datapath::now_tick;
-use crate::policy::network::Access;
+use crate::policy::network::{Access, Direction, Network};
 
 /// Rules in force.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RuleHits {
+    /// The policy generation in force, whose rules these are. A rule keeps its counter from one generation to the next as
+    /// long as group, direction and name stay.
+    #[serde(default)]
+    pub generation: u32,
     pub rules: Vec<RuleHit>,
 }
 
@@ -35,10 +43,14 @@ pub struct RuleHit {
     pub bytes: u64,
     /// Seconds since the last of them; `null` if there was none.
     pub last_hit_seconds_ago: Option<f64>,
+    /// With `--shadowed`, of a rule that can never match: the rules that take its packets before it (none if there is no
+    /// such packet). Absent for a rule that can match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadowed_by: Option<Vec<String>>,
 }
 
-/// The rules and their hits; of one group only, if it is named.
-pub fn rules(shared: &Shared, group: Option<&str>) -> Result<RuleHits, Failure> {
+/// The rules and their hits; of one group only, if it is named. `shadowed`: look for rules that can never match.
+pub fn rules(shared: &Shared, group: Option<&str>, shadowed: bool) -> Result<RuleHits, Failure> {
     let in_force = shared.in_force();
     let groups = &in_force.loaded.network.groups;
     if let Some(name) = group
@@ -50,6 +62,10 @@ pub fn rules(shared: &Shared, group: Option<&str>) -> Result<RuleHits, Failure> 
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         )));
     }
+    let shadows = match shadowed {
+        true => shadows(&in_force.loaded.network, group),
+        false => HashMap::new(),
+    };
     let counts = shared.datapath().rule_counts()?;
     let now = now_tick();
     let rules = in_force.compiled.rules.iter().filter(|rule| group.is_none_or(|name| rule.group == name));
@@ -69,24 +85,44 @@ pub fn rules(shared: &Shared, group: Option<&str>) -> Result<RuleHits, Failure> 
             hits: count.hits,
             bytes: count.bytes,
             last_hit_seconds_ago: (count.hits != 0).then_some(ago),
+            shadowed_by: shadows.get(&(rule.group.as_str(), rule.direction, short(&rule.name))).cloned(),
         }
     });
-    Ok(RuleHits { rules: rules.collect() })
+    Ok(RuleHits { generation: in_force.compiled.generation, rules: rules.collect() })
+}
+
+/// A rule by group, direction and name.
+type RuleKey<'n> = (&'n str, Direction, &'n str);
+
+/// The rules that can never match, with those that shadow them.
+fn shadows<'n>(network: &'n Network, only: Option<&str>) -> HashMap<RuleKey<'n>, Vec<String>> {
+    let mut shadows = HashMap::new();
+    for (index, group) in network.groups.iter().enumerate() {
+        if only.is_some_and(|name| group.name != name) {
+            continue;
+        }
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let rules = in_order(group, direction);
+            for (rule, by) in rules.into_iter().zip(shadow::shadowed(network, index, direction)) {
+                if let Some(by) = by {
+                    shadows.insert((group.name.as_str(), direction, rule.name.as_str()), by);
+                }
+            }
+        }
+    }
+    shadows
 }
 
 impl RuleHits {
     /// For people.
     pub fn text(&self) -> String {
-        let mut table = Table::new(&[
-            "GROUP",
-            "DIRECTION",
-            "PRIORITY>",
-            "NAME",
-            "ACCESS",
-            "HITS>",
-            "BYTES>",
-            "LAST HIT>",
-        ]);
+        let shadowed = self.rules.iter().any(|rule| rule.shadowed_by.is_some());
+        let mut headings =
+            vec!["GROUP", "DIRECTION", "PRIORITY>", "NAME", "ACCESS", "HITS>", "BYTES>", "LAST HIT>"];
+        if shadowed {
+            headings.push("NEVER MATCHES: SHADOWED BY");
+        }
+        let mut table = Table::new(&headings);
         for rule in &self.rules {
             table.row([
                 rule.group.clone(),
@@ -97,8 +133,17 @@ impl RuleHits {
                 rule.hits.to_string(),
                 bytes(rule.bytes),
                 rule.last_hit_seconds_ago.map_or_else(|| "never".to_owned(), |ago| format!("{ago:.0}s ago")),
+                match rule.shadowed_by.as_deref() {
+                    None => String::new(),
+                    Some([]) => "nothing: no packet is like that".to_owned(),
+                    Some(by) => by.join(", "),
+                },
             ]);
         }
-        table.render("the policy has no network security groups")
+        let mut text = table.render("the policy has no network security groups");
+        if !self.rules.is_empty() {
+            text += &format!("\ncounted up to generation {}\n", self.generation);
+        }
+        text
     }
 }

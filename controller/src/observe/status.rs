@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use portcullis_common::clock::passed;
 use portcullis_common::layout::{
-    BUCKET_SLOTS, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, NextHop,
+    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
+    HalfRecord6, NextHop,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use super::time::{rfc3339, seconds};
 use crate::api::Failure;
 use crate::compile::Registry;
 use crate::daemon::{InForce, Shared};
-use crate::datapath::{HookState, ProgramInfo, now_tick};
+use crate::datapath::{FlowTable, HookState, ProgramInfo, address6, now_tick};
 use crate::flows::{ReaperReport, address, live};
 use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
 
@@ -44,7 +45,10 @@ pub struct Status {
     pub missing_devices: Vec<String>,
     pub next_hops: Vec<Hop>,
     pub routes: usize,
+    /// The flow table of IPv4.
     pub flows: FlowUse,
+    #[serde(rename = "flowsIPv6")]
+    pub flows_v6: FlowUse,
     pub reaper: ReaperReport,
     /// What the kernel lost after a redirect by XDP in this network namespace, by its tracepoints.
     pub lost: Vec<Lost>,
@@ -121,7 +125,7 @@ pub struct Hop {
     pub kind: String,
     pub device: String,
     /// The guest's address, or the router's; 0.0.0.0 where every destination is its own next hop.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// `null` while it is not known.
     pub mac: Option<String>,
     pub resolved: bool,
@@ -133,12 +137,15 @@ pub struct Hop {
     pub fresh_seconds: Option<f64>,
 }
 
-/// The flow table.
+/// A flow table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FlowUse {
     pub live: u64,
     /// Flows it was made for.
     pub capacity: u64,
+    /// Live flows in a hundred of those.
+    pub fill_percent: f64,
     /// Half-records there is room for.
     pub slots: u64,
 }
@@ -154,10 +161,11 @@ pub struct OtherFirewall {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Memory {
-    /// This process, the flow table included once it has been read.
+    /// This process, the flow tables included once they have been read.
     pub resident_bytes: u64,
     /// The policy's tables in the kernel, about.
     pub policy_bytes: u64,
+    /// Both tables.
     pub flow_table_bytes: u64,
 }
 
@@ -169,9 +177,8 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
     let datapath = shared.datapath();
     let (hooks, programs, hops) = (datapath.hooks()?, datapath.program_info()?, datapath.next_hops()?);
     let (routes, lost, generation) = (datapath.routes()?.len(), datapath.lost()?, datapath.generation());
-    let buckets = u64::from(datapath.flow_buckets());
     drop(datapath);
-    let slots = buckets * BUCKET_SLOTS as u64;
+    let [flows, flows_v6] = shared.flow_tables().map(|table| flow_use(table, now));
     let trouble = shared.trouble();
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -191,7 +198,6 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         missing_devices: in_force.compiled.missing_devices.clone(),
         next_hops: hops.iter().map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now)).collect(),
         routes,
-        flows: FlowUse { live: live(&shared.flows, now).count() as u64, capacity: slots / 4, slots },
         reaper: shared.reaper.report(),
         lost: losses(&lost, true),
         firewalls: firewalls(&in_force.links)
@@ -202,10 +208,20 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         memory: Memory {
             resident_bytes: resident(),
             policy_bytes: in_force.compiled.memory_bytes as u64,
-            flow_table_bytes: slots * 64,
+            flow_table_bytes: flows.slots * size_of::<HalfRecord>() as u64
+                + flows_v6.slots * size_of::<HalfRecord6>() as u64,
         },
         programs: programs.into_iter().map(program).collect(),
+        flows,
+        flows_v6,
     })
+}
+
+fn flow_use(table: &FlowTable, now: u32) -> FlowUse {
+    let (live, slots) = (live(table, now).count() as u64, u64::from(table.slots()));
+    // A flow takes two half-records, and the table works well up to half full.
+    let capacity = slots / 4;
+    FlowUse { live, capacity, fill_percent: (live * 1000 / capacity.max(1)) as f64 / 10.0, slots }
 }
 
 fn device(choice: &DeviceChoice, hooks: &[HookState], programs: &[ProgramInfo]) -> Device {
@@ -262,7 +278,11 @@ fn next_hop(in_force: &InForce, registry: &Registry, index: u16, hop: &NextHop, 
         }
         .to_owned(),
         device: if hop.ifindex == 0 { String::new() } else { in_force.device_name(hop.ifindex) },
-        address: address(hop.address),
+        address: if hop.address6 == [0; 4] {
+            IpAddr::V4(address(hop.address))
+        } else {
+            IpAddr::V6(address6(hop.address6))
+        },
         mac: resolved.then(|| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
         resolved,
         pinned: hop.flags & HOP_FLAG_PINNED != 0,

@@ -34,11 +34,19 @@ impl Status {
             "policy",
             format!("{}, generation {}, since {}", self.policy_file, self.generation, self.applied_at),
         );
-        line("flows", format!("{} live, made for {}", self.flows.live, self.flows.capacity));
+        for (name, flows) in [("flows", &self.flows), ("flows IPv6", &self.flows_v6)] {
+            line(
+                name,
+                format!(
+                    "{} live, made for {} ({:.1} % full)",
+                    flows.live, flows.capacity, flows.fill_percent
+                ),
+            );
+        }
         line(
             "memory",
             format!(
-                "policy {}, flow table {}, daemon {}",
+                "policy {}, flow tables {}, daemon {}",
                 bytes(self.memory.policy_bytes),
                 bytes(self.memory.flow_table_bytes),
                 bytes(self.memory.resident_bytes)
@@ -147,7 +155,7 @@ mod tests {
                 name: "world:up/192.0.2.1".into(),
                 kind: "world".into(),
                 device: "up".into(),
-                address: [192, 0, 2, 1].into(),
+                address: std::net::IpAddr::from([192, 0, 2, 1]),
                 mac: None,
                 resolved: false,
                 pinned: false,
@@ -155,7 +163,8 @@ mod tests {
                 fresh_seconds: None,
             }],
             routes: 1,
-            flows: FlowUse { live: 1, capacity: 2, slots: 8 },
+            flows: FlowUse { live: 1, capacity: 2, fill_percent: 50.0, slots: 8 },
+            flows_v6: FlowUse { live: 3, capacity: 4, fill_percent: 75.0, slots: 16 },
             reaper: ReaperReport::default(),
             lost: vec![Lost { at: "xdp_redirect_err".into(), packets: 4 }],
             firewalls: Vec::new(),
@@ -167,6 +176,8 @@ mod tests {
         assert!(text.starts_with("ERROR since now: it is broken"), "{text}");
         for part in [
             "up 1m 1s",
+            "1 live, made for 2 (50.0 % full)",
+            "flows IPv6  3 live, made for 4 (75.0 % full)",
             "4 packets by the kernel",
             "device pc-vm2",
             "NOTHING",
@@ -176,6 +187,7 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["flowsIPv6"]["fillPercent"], 75.0);
         assert_eq!(json["nextHops"][0]["freshSeconds"], serde_json::Value::Null);
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
     }

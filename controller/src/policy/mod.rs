@@ -13,6 +13,7 @@ pub mod diagnostics;
 mod fields;
 pub mod groups;
 mod host;
+pub mod import;
 mod interfaces;
 mod limits;
 mod names;

@@ -191,7 +191,7 @@ fn search<E: Env>(
         snat::FULL => Err(Reason::TableFull),
         _ => {
             // With more ports than one packet tries, the next packet looks further.
-            if attempts == ctx.search.ports {
+            if attempts == ctx.search.ports && !env.dry_run() {
                 env.refuse_until(&refused, ctx.now.wrapping_add(REFUSAL));
             }
             Err(Reason::SnatExhausted)

@@ -136,6 +136,10 @@ pub struct Context {
 // `packet::headers::copy_mac` copies half-words.
 const _: () = assert!(core::mem::offset_of!(Context, source_mac).is_multiple_of(2));
 
+// SAFETY: `repr(C)`, integers and arrays of them; any bits are a valid value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Context {}
+
 pub const NOBODY: u32 = u32::MAX;
 pub const NO_SLOT: u32 = u32::MAX;
 

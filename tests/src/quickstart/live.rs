@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -36,7 +36,7 @@ struct Answers {
 }
 
 /// What a flow is known by.
-type FlowKey<'a> = (&'a str, Ipv4Addr, u16, Ipv4Addr, u16);
+type FlowKey<'a> = (&'a str, IpAddr, u16, IpAddr, u16);
 
 /// Keeps the lab up and shows it until a signal asks to stop.
 ///

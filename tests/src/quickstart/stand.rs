@@ -87,7 +87,7 @@ impl Stand {
     }
 
     pub fn rules(&self) -> anyhow::Result<RuleHits> {
-        self.ask(&Request::Rules { group: None })
+        self.ask(&Request::Rules { group: None, shadowed: false })
     }
 
     pub fn status(&self) -> anyhow::Result<Status> {

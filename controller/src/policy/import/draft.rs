@@ -1,0 +1,146 @@
+//! The policy to be written: names resolved, gaps filled. `yaml` writes it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use crate::policy::network::{Access, Direction};
+
+/// A policy to be. References are names of things in here.
+#[derive(Debug, Default)]
+pub struct Draft {
+    pub reevaluate: bool,
+    pub limits: Vec<(&'static str, usize)>,
+    pub application_groups: Vec<String>,
+    /// Azure's tag file, as the policy will name it.
+    pub tag_file: Option<String>,
+    pub tags: Vec<Tag>,
+    pub route_tables: Vec<RouteTable>,
+    pub networks: Vec<Network>,
+    pub interfaces: Vec<Interface>,
+    pub groups: Vec<Group>,
+    pub publics: Vec<Public>,
+    pub balancers: Vec<Balancer>,
+    pub uplink: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Tag {
+    pub name: String,
+    pub prefixes: Vec<IpNet>,
+}
+
+#[derive(Debug)]
+pub struct RouteTable {
+    pub name: String,
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub name: String,
+    pub prefix: IpNet,
+    pub hop: &'static str,
+    pub address: Option<IpAddr>,
+}
+
+#[derive(Debug)]
+pub struct Network {
+    pub name: String,
+    pub space: Vec<IpNet>,
+    /// Name and the other network.
+    pub peerings: Vec<(String, String)>,
+    pub subnets: Vec<Subnet>,
+    /// A YAML comment: what was made up.
+    pub comment: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Subnet {
+    pub name: String,
+    pub prefixes: Vec<IpNet>,
+    pub group: Option<String>,
+    pub route_table: Option<String>,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Interface {
+    /// Which interface of the input this is: its file and path; empty for one that is made up.
+    pub source: String,
+    pub name: String,
+    pub device: String,
+    pub mac: Option<String>,
+    pub group: Option<String>,
+    pub configurations: Vec<Configuration>,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Configuration {
+    /// Which ip configuration of the input this is, as for the interface.
+    pub source: String,
+    pub name: String,
+    /// `network/subnet`.
+    pub subnet: String,
+    pub address: IpAddr,
+    pub public: Option<String>,
+    pub application_groups: Vec<String>,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Group {
+    pub name: String,
+    pub rules: Vec<Rule>,
+    pub comment: Option<String>,
+}
+
+/// A rule as the policy takes it: one family and at most one tag on each side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub name: String,
+    pub description: String,
+    pub priority: u32,
+    pub direction: Direction,
+    pub access: Access,
+    pub protocol: &'static str,
+    pub source: Side,
+    pub destination: Side,
+    pub source_ports: Vec<(u16, u16)>,
+    pub destination_ports: Vec<(u16, u16)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Side {
+    /// `*`, prefixes and tags as they are written.
+    Addresses(Vec<String>),
+    Groups(Vec<String>),
+}
+
+#[derive(Debug)]
+pub struct Public {
+    pub name: String,
+    pub address: Ipv4Addr,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Balancer {
+    pub name: String,
+    /// Name and public address.
+    pub frontends: Vec<(String, String)>,
+    /// Name and members.
+    pub pools: Vec<(String, Vec<String>)>,
+    pub outbound_rules: Vec<OutboundRule>,
+}
+
+#[derive(Debug)]
+pub struct OutboundRule {
+    pub name: String,
+    pub frontends: Vec<String>,
+    pub pool: String,
+    pub protocol: &'static str,
+    pub ports: Option<u32>,
+    pub idle_minutes: Option<u32>,
+}
