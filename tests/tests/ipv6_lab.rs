@@ -225,3 +225,61 @@ fn a_guest_that_says_it_is_a_router_is_heard_by_nobody() {
         assert!(eventually(LIMIT, || routers(2).contains("fe80::1234")), "{hook:?}: {}", routers(2));
     }
 }
+
+#[test]
+fn the_host_and_its_guests_reach_each_other_by_ipv6_as_groups_and_host_access_allow() {
+    const GROUPS: &str = "
+networkSecurityGroups:
+  - name: first
+    securityRules:
+      - { name: NoIn81, priority: 100, direction: Inbound, access: Deny, protocol: Tcp, sourceAddressPrefix: 'fd00:1:0:1::1', destinationAddressPrefix: '*', destinationPortRange: 81 }
+";
+    for hook in BOTH {
+        let mut site = site(hook);
+        site.subnet.insert(1, "networkSecurityGroup: first".into());
+        let edge = site.start(GROUPS);
+        warm_up(&edge, 1, private6(1, 2).into());
+        let check = HookCheck::begin(&edge, hook).unwrap();
+        assert_eq!(ping(vm(&edge, 1), private6(1, 2).into(), 1, LIMIT).unwrap().received, 1);
+        // What follows is the kernel's own traffic, which TC decides under either hook (ADR 0002).
+        check.end(&edge).unwrap();
+        let (host, gateway) = (edge.topology.gateway(), Ipv6Addr::new(0xfd00, 1, 0, 1, 0, 0, 0, 1));
+        warm_up(&edge, 1, gateway.into());
+        let dns = UdpEcho::start(host, at(gateway, 53)).unwrap();
+        let ssh = TcpEcho::start(host, at(gateway, 22)).unwrap();
+        assert!(
+            udp_exchange(vm(&edge, 1), None, dns.address(), b"?", LIMIT).is_ok(),
+            "{hook:?}: the host's DNS"
+        );
+        assert!(
+            tcp_exchange(vm(&edge, 1), None, ssh.address(), b"?", SOON).is_err(),
+            "{hook:?}: nothing else"
+        );
+        assert_eq!(edge.reason("host_access").unwrap(), 1, "{hook:?}");
+        let guest = private6(1, 1);
+        let servers = [80, 81].map(|port| TcpEcho::start(vm(&edge, 1), at(guest, port)).unwrap());
+        let who = |text: &str| format!("{hook:?}: {text}");
+        connects(
+            &edge,
+            &who("the host to a guest"),
+            host,
+            at(guest, 80),
+            true,
+            &["first Inbound AllowVnetInBound"],
+        );
+        connects(&edge, &who("the host, denied"), host, at(guest, 81), false, &["first Inbound NoIn81"]);
+        assert_eq!(
+            servers[0].peers()[0].ip(),
+            IpAddr::from(gateway),
+            "{hook:?}: the host speaks as the gateway"
+        );
+        connects(
+            &edge,
+            &who("a guest of the subnet"),
+            vm(&edge, 2),
+            at(guest, 81),
+            true,
+            &["first Outbound AllowVnetOutBound", "first Inbound AllowVnetInBound"],
+        );
+    }
+}
