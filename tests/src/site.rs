@@ -177,6 +177,9 @@ pub fn hits(edge: &Edge) -> BTreeMap<String, u64> {
 }
 
 /// Runs `work` and asserts that it moved the counters of these rules, each by one, and of no other.
+///
+/// # Panics
+/// If not, with `what`.
 pub fn rules_met<T>(edge: &Edge, what: &str, expected: &[&str], work: impl FnOnce() -> T) -> T {
     let before = hits(edge);
     let result = work();
@@ -191,6 +194,9 @@ pub fn rules_met<T>(edge: &Edge, what: &str, expected: &[&str], work: impl FnOnc
 }
 
 /// Opens a TCP connection and sends a word through it, or does not; and these rules are met, each once.
+///
+/// # Panics
+/// If that is not so, or a connection that is denied is answered, with `what`.
 pub fn connects(edge: &Edge, what: &str, from: &Namespace, to: SocketAddr, opens: bool, rules: &[&str]) {
     let outcome = rules_met(edge, what, rules, || {
         tcp_exchange(from, None, to, b"word", if opens { LIMIT } else { SOON })

@@ -4,13 +4,19 @@
 //! A packet from the world has the guest's public address on the way to Portcullis and its private one on the way to
 //! nftables, since groups see private addresses only.
 
+#[path = "nftables/corners.rs"]
+mod corners;
 #[path = "nftables/policy.rs"]
 mod policy;
+#[path = "nftables/ruleset.rs"]
+mod ruleset;
+#[path = "nftables/yaml.rs"]
+mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use policy::{GUESTS, Policy};
+use policy::{GUESTS, Policy, Rule};
 use portcullis_common::Reason;
 use portcullis_common::engine::Hook;
 use portcullis_tests::backend::{Action, At, Backend as _, KernelBackend};
@@ -92,13 +98,13 @@ impl Packet {
 struct Case {
     yaml: String,
     ruleset: String,
-    rules: usize,
+    policy: Policy,
     packets: Vec<Packet>,
     passed: Vec<bool>,
 }
 
-/// Policies that allow a tenth to nine tenths of their packets, by what nftables does; the others are drawn again. No
-/// packet repeats or answers one before it.
+/// Policies that have rules of all [`Rule::KINDS`] and allow a tenth to nine tenths of their packets, by what nftables
+/// does; the others are drawn again. No packet repeats or answers one before it.
 fn cases(random: &mut Random) -> (Vec<Case>, usize) {
     let router = Forwarder::build().unwrap();
     let mut known = BTreeSet::new();
@@ -106,6 +112,10 @@ fn cases(random: &mut Random) -> (Vec<Case>, usize) {
     let mut refused = 0;
     while cases.len() < POLICIES {
         let policy = Policy::random(random);
+        if (0..Rule::KINDS.len()).any(|kind| !policy.rules().any(|rule| rule.kinds()[kind])) {
+            refused += 1;
+            continue;
+        }
         let mut packets = Vec::new();
         while packets.len() < PACKETS {
             let Some(packet) = policy.corner(random) else { continue };
@@ -122,30 +132,17 @@ fn cases(random: &mut Random) -> (Vec<Case>, usize) {
             refused += 1;
             continue;
         }
-        let yaml = policy.yaml();
-        for word in [
-            "Asg",
-            "Tag",
-            "VirtualNetwork",
-            "Internet",
-            "PortRanges: [",
-            "g0 }",
-            "g1 }",
-            "SecurityGroup: g2",
-            "SecurityGroup: g3",
-        ] {
-            assert!(yaml.contains(word), "every policy has {word}\n{yaml}");
-        }
-        cases.push(Case { yaml, ruleset, rules: policy.rules(), packets, passed });
+        cases.push(Case { yaml: policy.yaml(), ruleset, policy, packets, passed });
     }
     (cases, refused)
 }
 
-/// What one hook makes of all cases: how many packets differ from nftables, told in words, and how many rules were met.
-fn compare(cases: &[Case], hook: Hook) -> (Vec<String>, usize) {
+/// What one hook makes of all cases: how many packets differ from nftables, told in words, and how many rules decided
+/// a packet or let one through: all of them, those of groups at interfaces, and those of each of [`Rule::KINDS`].
+fn compare(cases: &[Case], hook: Hook) -> (Vec<String>, [usize; 7]) {
     KernelBackend::with(&cases[0].yaml, &DEVICES, hook, |backend| {
         let mut differing = Vec::new();
-        let mut met = 0;
+        let mut met = [0; 7];
         for (number, case) in cases.iter().enumerate() {
             backend.change(&case.yaml)?;
             let before = backend.rule_hits()?;
@@ -171,10 +168,14 @@ fn compare(cases: &[Case], hook: Hook) -> (Vec<String>, usize) {
                 }
             }
             let hits = backend.rule_hits()?;
-            let new = |(key, hits): &(&String, &u64)| {
-                key.contains("/securityRules/") && before.get(*key) != Some(hits)
-            };
-            met += hits.iter().filter(new).count();
+            for (key, _) in hits.iter().filter(|(key, hits)| before.get(*key) != Some(hits)) {
+                let Some(rule) = case.policy.rule(key) else { continue };
+                met[0] += 1;
+                met[1] += usize::from(key.starts_with("g2") || key.starts_with("g3"));
+                for (met, has) in met[2..].iter_mut().zip(rule.kinds()) {
+                    *met += usize::from(has);
+                }
+            }
         }
         Ok((differing, met))
     })
@@ -192,15 +193,22 @@ fn fifty_policies(seed: u64) {
     let (cases, refused) = cases(&mut Random(seed | 1));
     let packets: Vec<&Packet> = cases.iter().flat_map(|case| &case.packets).collect();
     let allowed = cases.iter().flat_map(|case| &case.passed).filter(|passed| **passed).count();
+    let shares =
+        cases.iter().map(|case| case.passed.iter().filter(|passed| **passed).count() * 100 / PACKETS);
+    let (least, most) = (shares.clone().min().unwrap_or(0), shares.max().unwrap_or(0));
     let six = packets.iter().filter(|packet| packet.source.is_ipv6()).count();
     let of = |protocol: &[u8]| packets.iter().filter(|packet| protocol.contains(&packet.protocol)).count();
-    let rules: usize = cases.iter().map(|case| case.rules).sum();
+    let rules: usize = cases.iter().map(|case| case.policy.rules().count()).sum();
     for hook in [Hook::Xdp, Hook::Tc] {
         let (differing, met) = compare(&cases, hook);
         println!(
-            "seed {seed}, {hook:?}: {} policies of {rules} rules, {met} of them met ({refused} policies drawn again); \
-             {} packets ({} TCP, {} UDP, {} ICMP; {six} of IPv6), {allowed} allowed ({} %), {} mismatches",
+            "seed {seed}, {hook:?}: {} policies of {rules} rules, {} of them met ({} of interfaces' groups, {:?} with {:?}; {refused} policies drawn again); \
+             {} packets ({} TCP, {} UDP, {} ICMP; {six} of IPv6), {allowed} allowed ({} %, of one policy's {least} to {most} %), {} mismatches",
             cases.len(),
+            met[0],
+            met[1],
+            &met[2..],
+            Rule::KINDS,
             packets.len(),
             of(&[6]),
             of(&[17]),
@@ -208,6 +216,7 @@ fn fifty_policies(seed: u64) {
             allowed * 100 / packets.len(),
             differing.len(),
         );
+        assert!(met.iter().all(|met| *met >= POLICIES), "seed {seed}: too few rules are met: {met:?}");
         assert!(differing.is_empty(), "seed {seed}: {}", differing[0]);
     }
     assert!(packets.len() >= 2000 && cases.len() == POLICIES);
