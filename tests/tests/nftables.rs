@@ -216,7 +216,7 @@ fn fifty_policies(seed: u64) {
             allowed * 100 / packets.len(),
             differing.len(),
         );
-        assert!(met.iter().all(|met| *met >= POLICIES), "seed {seed}: too few rules are met: {met:?}");
+        assert!(met.iter().all(|met| *met >= POLICIES / 2), "seed {seed}: too few rules are met: {met:?}");
         assert!(differing.is_empty(), "seed {seed}: {}", differing[0]);
     }
     assert!(packets.len() >= 2000 && cases.len() == POLICIES);
