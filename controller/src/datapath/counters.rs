@@ -35,6 +35,11 @@ impl Datapath {
         Ok(counts.into_iter().map(|(id, counts)| (id, sum_rule(&counts))).collect())
     }
 
+    /// What a rule had counted when the generation in force began.
+    pub fn counted_before(&self, rule: u32) -> RuleCount {
+        self.counted_before.get(&rule).copied().unwrap_or_default()
+    }
+
     /// Packets that the kernel lost after our verdict, by the programs' own kinds.
     pub fn lost(&self) -> anyhow::Result<Vec<u64>> {
         (0..LOST_SLOTS as u32)

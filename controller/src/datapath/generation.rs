@@ -50,6 +50,8 @@ pub struct Installed {
     pub generation: u32,
     /// Last counts of the rules that are in force no more, summed over CPUs.
     pub retired_rules: Vec<(u32, RuleCount)>,
+    /// Counts at the flip of the rules that stay in force.
+    pub kept_rules: Vec<(u32, RuleCount)>,
     /// What could not be tidied after the flip. The policy is in force all the same.
     pub notes: Vec<String>,
 }
@@ -81,6 +83,7 @@ impl Datapath {
         if let Err(error) = self.retire_previous(image, &inner, &mut installed) {
             installed.notes.push(format!("tidying after the change of policy: {error:#}"));
         }
+        self.counted_before = installed.kept_rules.iter().copied().collect();
         Ok(installed)
     }
 
@@ -260,9 +263,12 @@ impl Datapath {
         }
         let wanted: HashSet<u32> = image.rule_ids.iter().copied().collect();
         for (id, counts) in self.tables.rule_counts.entries_per_cpu::<u32, RuleCount>()? {
-            if !wanted.contains(&id) {
+            let counted = super::counters::sum_rule(&counts);
+            if wanted.contains(&id) {
+                out.kept_rules.push((id, counted));
+            } else {
                 self.tables.rule_counts.delete(&id)?;
-                out.retired_rules.push((id, super::counters::sum_rule(&counts)));
+                out.retired_rules.push((id, counted));
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! From an object file to programs ready to attach: adopt or make the tables, load, fill the stages.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -9,7 +10,7 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
 use nix::fcntl::Flock;
-use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop};
+use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop, RuleCount};
 
 use super::control::ControlWord;
 use super::kernel_types::Namespace;
@@ -79,6 +80,8 @@ pub struct Datapath {
     pub(super) control: ControlWord,
     /// Number of this load's program arrays.
     pub(super) stage_number: u32,
+    /// Counts of rules when the generation in force began; those not in here began with it.
+    pub(super) counted_before: HashMap<u32, RuleCount>,
     /// Something attached may call into them.
     pub(super) stages_in_use: bool,
     adopted: bool,
@@ -159,6 +162,7 @@ impl Datapath {
             tables,
             control,
             stage_number,
+            counted_before: HashMap::new(),
             stages_in_use: false,
             adopted,
             notes,

@@ -41,6 +41,9 @@ pub struct RuleHit {
     pub hits: u64,
     /// Bytes of those packets.
     pub bytes: u64,
+    /// Of the hits, those under the generation in force.
+    #[serde(default)]
+    pub hits_this_generation: u64,
     /// Seconds since the last of them; `null` if there was none.
     pub last_hit_seconds_ago: Option<f64>,
     /// With `--shadowed`, of a rule that can never match: the rules that take its packets before it (none if there is no
@@ -66,7 +69,8 @@ pub fn rules(shared: &Shared, group: Option<&str>, shadowed: bool) -> Result<Rul
         true => shadows(&in_force.loaded.network, group),
         false => HashMap::new(),
     };
-    let counts = shared.datapath().rule_counts()?;
+    let datapath = shared.datapath();
+    let counts = datapath.rule_counts()?;
     let now = now_tick();
     let rules = in_force.compiled.rules.iter().filter(|rule| group.is_none_or(|name| rule.group == name));
     let rules = rules.map(|rule| {
@@ -84,6 +88,7 @@ pub fn rules(shared: &Shared, group: Option<&str>, shadowed: bool) -> Result<Rul
             },
             hits: count.hits,
             bytes: count.bytes,
+            hits_this_generation: count.hits.saturating_sub(datapath.counted_before(rule.id).hits),
             last_hit_seconds_ago: (count.hits != 0).then_some(ago),
             shadowed_by: shadows.get(&(rule.group.as_str(), rule.direction, short(&rule.name))).cloned(),
         }
@@ -118,7 +123,7 @@ impl RuleHits {
     pub fn text(&self) -> String {
         let shadowed = self.rules.iter().any(|rule| rule.shadowed_by.is_some());
         let mut headings =
-            vec!["GROUP", "DIRECTION", "PRIORITY>", "NAME", "ACCESS", "HITS>", "BYTES>", "LAST HIT>"];
+            vec!["GROUP", "DIRECTION", "PRIORITY>", "NAME", "ACCESS", "HITS>", "NOW>", "BYTES>", "LAST HIT>"];
         if shadowed {
             headings.push("NEVER MATCHES: SHADOWED BY");
         }
@@ -131,6 +136,7 @@ impl RuleHits {
                 rule.name.clone(),
                 rule.access.clone(),
                 rule.hits.to_string(),
+                rule.hits_this_generation.to_string(),
                 bytes(rule.bytes),
                 rule.last_hit_seconds_ago.map_or_else(|| "never".to_owned(), |ago| format!("{ago:.0}s ago")),
                 match rule.shadowed_by.as_deref() {
@@ -142,7 +148,7 @@ impl RuleHits {
         }
         let mut text = table.render("the policy has no network security groups");
         if !self.rules.is_empty() {
-            text += &format!("\ncounted up to generation {}\n", self.generation);
+            text += &format!("\nNOW: hits under generation {}, which is in force\n", self.generation);
         }
         text
     }

@@ -15,7 +15,7 @@ use portcullis_common::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, NextHop, Reason,
 };
 
-pub use host::HostBackend;
+pub use host::{HostBackend, host_env};
 pub use kernel::KernelBackend;
 
 /// What became of a packet.
@@ -99,10 +99,21 @@ impl Gateway {
     }
 
     /// The same devices with another policy, as the next generation.
-    fn recompile(&mut self, yaml: &str) -> anyhow::Result<()> {
+    pub fn recompile(&mut self, yaml: &str) -> anyhow::Result<()> {
         let loaded = policy::parse("test.yaml", yaml)
             .map_err(|errors| anyhow::anyhow!("the test's policy:\n{errors}"))?;
         self.compile_next(&loaded.network)
+    }
+
+    /// The same with other settings than the policy's, for what no policy can say.
+    pub fn recompile_as(
+        &mut self,
+        yaml: &str,
+        change: impl FnOnce(&mut portcullis_common::layout::Settings),
+    ) -> anyhow::Result<()> {
+        self.recompile(yaml)?;
+        change(&mut self.compiled.settings);
+        Ok(())
     }
 
     /// The same with a policy that was never a file.
