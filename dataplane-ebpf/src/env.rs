@@ -47,6 +47,28 @@ pub extern "C" fn pc_insert6(slot: u32) -> u64 {
     unsafe { flow::insert::<V6, _>(&Maps::<0>, &(*ctx).claim6, (*ctx).now, &raw mut (*ctx).notes).0 }
 }
 
+/// Counts a hit, and makes the element at the first one. A global function for the same reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_count_rule(rule: u32, bytes: u32) -> u32 {
+    let count = match RULE_COUNTS.get_ptr_mut(rule) {
+        Some(count) => count,
+        None => {
+            // Another processor may be doing the same: then there is an element already.
+            let _ = RULE_COUNTS.insert(rule, RuleCount::default(), BPF_NOEXIST as u64);
+            let Some(count) = RULE_COUNTS.get_ptr_mut(rule) else { return 0 };
+            count
+        }
+    };
+    // SAFETY: this CPU's own element; it is only deleted a generation after its rule.
+    unsafe {
+        (*count).hits += 1;
+        (*count).bytes += bytes as u64;
+        (*count).last = Maps::<0>.now() as u64;
+    }
+    1
+}
+
 /// An IPv6 address in the order of its bytes.
 #[inline(always)]
 fn bytes(address: &[u32; 4]) -> [u8; 16] {
@@ -145,21 +167,7 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     }
     #[inline(always)]
     fn count_rule(&self, rule: u32, bytes: u32) {
-        let count = match RULE_COUNTS.get_ptr_mut(rule) {
-            Some(count) => count,
-            None => {
-                // Its first hit. Another processor may be doing the same: then there is an element already.
-                let _ = RULE_COUNTS.insert(rule, RuleCount::default(), BPF_NOEXIST as u64);
-                let Some(count) = RULE_COUNTS.get_ptr_mut(rule) else { return };
-                count
-            }
-        };
-        // SAFETY: this CPU's own element; it is only deleted a generation after its rule.
-        unsafe {
-            (*count).hits += 1;
-            (*count).bytes += bytes as u64;
-            (*count).last = self.now() as u64;
-        }
+        pc_count_rule(rule, bytes);
     }
     #[inline(always)]
     fn event(&self, ctx: &Context, reason: Reason) {

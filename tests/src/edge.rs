@@ -280,7 +280,7 @@ pub struct HookCheck {
 }
 
 /// Reasons under which a packet is handed to the kernel; XDP leaves those to TC (ADR 0002).
-const PASSED: [&str; 4] = ["not_ours", "to_host", "arp_learned", "from_host"];
+const PASSED: [&str; 5] = ["not_ours", "to_host", "arp_learned", "nd_learned", "from_host"];
 
 impl HookCheck {
     /// Begins to watch which entry runs.

@@ -9,4 +9,5 @@ pub mod ledger;
 pub mod model;
 pub mod quickstart;
 pub mod random;
+pub mod site;
 mod stop;

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod client;
+mod protocol;
 pub mod server;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,8 @@ use serde_json::Value;
 use crate::answers::{DiagnosticParameters, FlowParameters};
 use crate::explain::Question;
 use crate::flows::Selection;
+
+pub use protocol::Protocol;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
@@ -68,26 +71,6 @@ pub enum Request {
     },
     /// End, leaving the datapath as it is (`down` does the rest).
     Stop,
-}
-
-/// The protocols `explain` knows to make a packet of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "camelCase")]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Icmp,
-}
-
-impl Protocol {
-    /// IANA protocol number.
-    pub const fn number(self) -> u8 {
-        match self {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-            Protocol::Icmp => 1,
-        }
-    }
 }
 
 /// Why a question was not answered.
@@ -191,8 +174,9 @@ mod tests {
             Request::Explain(Question {
                 from: "vm1".into(),
                 to: "1.1.1.1:443".into(),
-                protocol: Protocol::Tcp,
-                from_port: None,
+                protocol: Protocol::Icmp6,
+                live: true,
+                ..Question::default()
             }),
             Request::Effective { nic: "vm1".into() },
             Request::Verify(FlowParameters {

@@ -180,15 +180,25 @@ pub struct ImportArguments {
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub struct ExplainArguments {
-    /// Who sends: a guest's name, `host`, or an address.
-    #[arg(long, value_name = "NAME|IP")]
+    /// Who sends: a guest's name, `host`, or an address ([fd00::4] or fd00::4 of IPv6); perhaps with a port.
+    #[arg(long, value_name = "NAME|IP[:PORT]")]
     pub from: String,
-    /// Who is to receive: a guest's name, `host`, or an address; with a port.
+    /// Who is to receive: a guest's name, `host`, or an address; with a port ([fd00::4]:443) for TCP and UDP.
     #[arg(long, value_name = "NAME|IP[:PORT]")]
     pub to: String,
-    #[arg(long, value_enum, default_value_t = Protocol::Tcp)]
+    /// tcp, udp, icmp, icmp6, esp, ah, or a number.
+    #[arg(long, value_name = "NAME", default_value_t = Protocol::Tcp)]
     pub protocol: Protocol,
-    /// The sender's port.
+    /// The sender's port, or the identifier of an echo request.
     #[arg(long, value_name = "PORT")]
     pub from_port: Option<u16>,
+    /// Of guests with both families take the IPv6 address.
+    #[arg(long)]
+    pub ipv6: bool,
+    /// Ask the kernel's programs as well, without a trace; code 1 if they would do something else.
+    #[arg(long)]
+    pub live: bool,
+    /// Show every rule that was tried, with the fields that did not match.
+    #[arg(long, visible_alias = "verbose")]
+    pub all_rules: bool,
 }

@@ -2,7 +2,8 @@
 //!
 //! `run`, `down`, `check`, `import` and `schema` work by themselves; `effective`, `verify`, `diagnose`, `lint` and `tags` do
 //! so on a policy file (`--policy`); everything else is a question to the daemon's socket. Exit codes: 0 done, 1 failed (or
-//! `lint` found something), 2 bad input (usage, policy, names), 3 denied (`verify`, `diagnose`); `import` has two of its own.
+//! `lint` found something, or `explain --live` a disagreement), 2 bad input (usage, policy, names), 3 denied (`verify`,
+//! `diagnose`); `import` has two of its own.
 
 mod answers;
 mod arguments;

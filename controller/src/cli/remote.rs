@@ -32,7 +32,14 @@ pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
             Command::Drops { .. } => print(format, answer, Drops::text),
             Command::Snat => print(format, answer, SnatUse::text),
             Command::Rules { .. } => print(format, answer, RuleHits::text),
-            _ => print(format, answer, Explanation::text),
+            Command::Explain(arguments) => {
+                let agrees = answer.pointer("/live/agrees").and_then(Value::as_bool);
+                let text = if arguments.all_rules { Explanation::text_with_rules } else { Explanation::text };
+                let code = print(format, answer, text);
+                if agrees == Some(false) { FAILED } else { code }
+            }
+            // `request` made no question of any other.
+            _ => BAD_INPUT,
         },
         Ok(Err(failure)) => refuse(format, &failure),
         Err(error) => output::fail(&error),
@@ -71,6 +78,8 @@ fn request(command: &Command) -> Result<Request, String> {
             to: arguments.to.clone(),
             protocol: arguments.protocol,
             from_port: arguments.from_port,
+            ipv6: arguments.ipv6,
+            live: arguments.live,
         }),
         Command::Run(_)
         | Command::Down { .. }

@@ -3,7 +3,7 @@
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::layout::{DEVICE_GUEST, Device, HOP_FLAG_RESOLVED, HOP_GUEST, NextHop};
 
-use super::ends::{End, Ends};
+use super::ends::{Ends, Sender};
 use crate::daemon::{InForce, Shared};
 use crate::datapath::now_tick;
 
@@ -64,7 +64,7 @@ fn the_guest(
             },
         );
     }
-    let End::Guest(guest) = &ends.from else { return SOME_MAC };
+    let Sender::Guest(guest) = &ends.from else { return SOME_MAC };
     let index = guest.endpoint.next_hop;
     let known = hops.iter().find(|(known, _)| *known == index).map(|(_, hop)| *hop);
     let mut hop = known.filter(|hop| hop.ifindex == ends.ifindex).unwrap_or_default();
@@ -77,6 +77,7 @@ fn the_guest(
     hop.ifindex = ends.ifindex;
     hop.kind = HOP_GUEST;
     hop.address = portcullis_common::layout::v4(guest.address);
+    hop.address6 = portcullis_common::layout::v6(guest.address);
     env.set_next_hop(index, hop);
     hop.mac
 }

@@ -1,54 +1,74 @@
 //! `explain`: what would happen to the first packet of a flow, and why. The answer comes from the same engine that runs
-//! in the kernel, over the tables of the policy in force.
+//! in the kernel, over the tables of the policy in force; with `--live` the kernel's own programs are asked as well.
 
 mod ends;
 mod environment;
+mod flow;
+mod live;
 mod packet;
+mod route;
+mod stages;
 mod text;
 mod trace;
+mod translation;
+mod words;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use portcullis_common::Reason;
-use portcullis_common::engine::{
-    Context, Hook, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT,
-};
+use portcullis_common::engine::host::HostEnv;
+use portcullis_common::engine::{Context, Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::layout::{HOP_FLAG_RESOLVED, NEXT_HOP_HOST};
 use serde::{Deserialize, Serialize};
 
-use self::ends::{End, Ends, ends};
+use self::ends::{Ends, Sender, ends};
+use self::flow::{LiveFlows, live_flows};
+use self::stages::Told;
 use crate::api::{Failure, Protocol};
+use crate::compile::Registry;
 use crate::daemon::shared::rule_text;
 use crate::daemon::{InForce, Shared};
-use crate::datapath::now_tick;
-use crate::flows::{address, live};
+use crate::flows::protocol_name;
 
-pub use trace::GroupAnswer;
+pub use live::{HookAnswer, LiveAnswer};
+pub use stages::Stage;
+pub use trace::{GroupAnswer, Tried};
+pub use translation::Translation;
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Question {
-    /// A guest's name, `host`, or an address.
+    /// A guest's name, `host`, or an address; perhaps with a port: `vm1`, `10.0.1.4:5000`, `[fd00::4]:5000`.
     pub from: String,
-    /// The same, with a port.
+    /// The same; with a port for TCP and UDP.
     pub to: String,
+    #[serde(default)]
     pub protocol: Protocol,
     /// Some port, if it is left out.
+    #[serde(default)]
     pub from_port: Option<u16>,
+    /// Between names: of IPv6.
+    #[serde(default)]
+    pub ipv6: bool,
+    /// Ask the kernel's programs, too.
+    #[serde(default)]
+    pub live: bool,
 }
 
 /// What would happen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    pub protocol: Protocol,
+    /// As `flows` shows it: `tcp`, `icmp6`, `132`.
+    pub protocol: String,
     /// The guest it is from (`vm1/ipconfig1`), `host` or `world`.
     pub from: String,
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
+    /// The identifier of an echo request; 0 where the protocol has no ports.
     pub source_port: u16,
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub destination_port: u16,
     /// The guest it reaches, `host` or `world`; empty if it reaches nobody.
     pub to: String,
@@ -59,9 +79,11 @@ pub struct Explanation {
     /// The reason's label, as in `drops`.
     pub reason: String,
     pub description: String,
-    /// The rule that decided, `web-nsg/Outbound/DenySmtp`; empty if no group was asked.
+    /// The rule that decided, `web-nsg/Outbound/DenySmtp`; empty if no rule was asked.
     pub rule: String,
-    /// Every group that was asked, in order.
+    /// What each stage made of it, up to the one that ended it; the verdict last.
+    pub stages: Vec<Stage>,
+    /// The rules before the groups and every group that was asked, in order, with every rule that was tried.
     pub groups: Vec<GroupAnswer>,
     /// How its addresses change; `null` unless it is forwarded.
     pub translation: Option<Translation>,
@@ -70,27 +92,9 @@ pub struct Explanation {
     pub live_flow: bool,
     /// The rules that allowed those flows.
     pub live_flow_rules: Vec<String>,
+    /// What the kernel says; `null` unless it was asked.
+    pub live: Option<LiveAnswer>,
     pub notes: Vec<String>,
-}
-
-/// How addresses change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Translation {
-    /// `direct` (not at all), `instance` (a public address of the guest's own) or `loadBalancer`.
-    pub method: String,
-    /// What the world sees; `null` for `direct`.
-    pub public_address: Option<Ipv4Addr>,
-    /// A port it might get, for `loadBalancer`.
-    pub example_port: Option<u16>,
-    /// `lb/web-frontend`, for `loadBalancer`.
-    pub frontend: Option<String>,
-    /// `lb/web-out`, for `loadBalancer`.
-    pub outbound_rule: Option<String>,
-    pub new_source: Ipv4Addr,
-    pub new_source_port: u16,
-    pub new_destination: Ipv4Addr,
-    pub new_destination_port: u16,
 }
 
 /// Where it goes next.
@@ -103,7 +107,7 @@ pub struct HopAnswer {
     pub resolved: bool,
 }
 
-/// Answers the question.
+/// Answers the question. With `live` the thread is bound to one processor for some tenths of a second.
 pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Failure> {
     let in_force = shared.in_force();
     let ends = ends(&in_force, question)?;
@@ -114,10 +118,35 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
         source_port: ends.source_port,
         destination: ends.destination,
         destination_port: ends.destination_port,
-        protocol: question.protocol,
+        protocol: ends.protocol,
     });
-    let from_host = matches!(ends.from, End::Host);
-    let (verdict, _, context) = env.packet(&frame, ends.ifindex, Hook::Tc, from_host);
+    let from_host = matches!(ends.from, Sender::Host);
+    let engine = run(&env, &frame, &ends, from_host);
+    let registry = shared.registry().clone();
+    let any_port = ends.source_port == ends::SOME_PORT && !names_port(question);
+    let live = live_flows(shared, &in_force, &registry, &ends, any_port);
+    let mut explanation = told(&in_force, &registry, &ends, &env, &engine, &live);
+    explanation.notes.extend(notes(question, &ends));
+    if question.live {
+        let heard = live::ask(shared, &in_force, &ends, &frame)?;
+        // Once more: a flow that began or ended while the programs were loaded is none of their fault.
+        let live = live_flows(shared, &in_force, &registry, &ends, any_port);
+        explanation.live = Some(live::answer(&in_force, &registry, heard, &explanation, &live, from_host));
+    }
+    Ok(explanation)
+}
+
+/// What the engine said.
+struct Said {
+    /// As [`Explanation::verdict`].
+    verdict: &'static str,
+    reason: Reason,
+    context: Context,
+}
+
+/// Runs the packet through the engine.
+fn run(env: &HostEnv, frame: &[u8], ends: &Ends<'_>, from_host: bool) -> Said {
+    let (verdict, _, context) = env.packet(frame, ends.ifindex, Hook::Tc, from_host);
     let counters = env.counters();
     let reason = counters.iter().find(|(reason, _)| reason.is_drop()).or(counters.first());
     let reason = reason.map_or(Reason::NotOurs, |(reason, _)| *reason);
@@ -127,10 +156,25 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
         Verdict::Pass | Verdict::Next(_) if from_host => "forward",
         Verdict::Pass | Verdict::Next(_) => "host",
     };
-    let asked = env.rule_hits.lock().map_or(0, |hits| hits.values().map(|count| count.packets).sum::<u64>());
-    let groups = trace::groups(&in_force, &context, asked as usize);
-    let registry = shared.registry().clone();
-    let hop = (verdict != "drop").then(|| env.next_hop(u32::from(context.egress))).flatten();
+    Said { verdict, reason, context }
+}
+
+/// The explanation, as far as the engine alone can give it.
+fn told(
+    in_force: &InForce,
+    registry: &Registry,
+    ends: &Ends<'_>,
+    env: &HostEnv,
+    said: &Said,
+    live: &LiveFlows,
+) -> Explanation {
+    let Said { verdict, reason, context } = said;
+    let groups = trace::groups(in_force, ends, context);
+    let mut notes = Vec::new();
+    if let Ok(hits) = env.rule_hits.lock() {
+        notes.extend(trace::disagreement(in_force, registry, &hits, &groups));
+    }
+    let hop = (*verdict != "drop").then(|| env.next_hop(u32::from(context.egress))).flatten();
     let next_hop = hop.filter(|_| context.egress > NEXT_HOP_HOST).map(|hop| {
         // SAFETY: the environment is ours alone and keeps its next hops where they are.
         let hop = unsafe { *hop };
@@ -140,122 +184,64 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
             resolved: hop.flags & HOP_FLAG_RESOLVED != 0,
         }
     });
-    let mut live_flow_rules = live_rules(shared, &in_force, question, &ends, &registry);
-    let live_flow = !live_flow_rules.is_empty();
-    live_flow_rules.retain(|rule| !rule.is_empty());
-    Ok(Explanation {
-        protocol: question.protocol,
+    let translation = (*verdict == "forward").then(|| translation::translation(in_force, ends, context));
+    let device = ends.missing_device.clone().unwrap_or_else(|| in_force.device_name(ends.ifindex));
+    let stages = stages::stages(&Told {
+        in_force,
+        registry,
+        ends,
+        context,
+        reason: *reason,
+        verdict,
+        device: &device,
+        groups: &groups,
+        translation: translation.as_ref(),
+        next_hop: next_hop.as_ref(),
+        live,
+    });
+    Explanation {
+        protocol: protocol_name(ends.protocol),
         from: match &ends.from {
-            End::Guest(guest) => guest.name.to_owned(),
-            End::Host => "host".to_owned(),
-            End::Address(_) => "world".to_owned(),
+            Sender::Guest(guest) => guest.name.to_owned(),
+            Sender::Host => "host".to_owned(),
+            Sender::World => "world".to_owned(),
         },
         source: ends.source,
         source_port: ends.source_port,
         destination: ends.destination,
         destination_port: ends.destination_port,
-        to: receiver(&in_force, &context, verdict),
-        device: ends.missing_device.clone().unwrap_or_else(|| in_force.device_name(ends.ifindex)),
-        verdict: verdict.to_owned(),
+        to: receiver(in_force, context, verdict),
+        device,
+        verdict: (*verdict).to_owned(),
         reason: reason.label().to_owned(),
         description: reason.description().trim().to_owned(),
-        rule: rule_text(&in_force, &registry, context.rule),
+        rule: rule_text(in_force, registry, context.rule),
+        stages,
         groups,
-        translation: (verdict == "forward").then(|| translation(&in_force, &ends, &context)),
+        translation,
         next_hop,
-        live_flow,
-        live_flow_rules,
-        notes: notes(question, &ends),
-    })
+        live_flow: live.any,
+        live_flow_rules: live.rules.clone(),
+        live: None,
+        notes,
+    }
 }
 
 fn receiver(in_force: &InForce, context: &Context, verdict: &str) -> String {
-    let guest = in_force.guest(context.to as usize).map(|guest| guest.name.to_owned());
+    // Before the receiver is looked for, the context has 0 there, which is a guest's number.
+    let guest = (context.way != 0).then(|| in_force.guest(context.to as usize)).flatten();
     match (verdict, guest) {
         // Also of a packet that is dropped: it was on its way there.
-        (_, Some(guest)) => guest,
+        (_, Some(guest)) => guest.name.to_owned(),
         ("host", None) => "host".to_owned(),
         ("forward", None) => "world".to_owned(),
         _ => String::new(),
     }
 }
 
-fn translation(in_force: &InForce, ends: &Ends<'_>, context: &Context) -> Translation {
-    let new = &context.new;
-    let public = match context.way {
-        WAY_SNAT | WAY_INSTANCE_OUT => Some(address(new.source)),
-        WAY_INSTANCE_IN => Some(ends.destination),
-        _ => None,
-    };
-    let snat = context.way == WAY_SNAT;
-    let (frontend, outbound_rule) = if snat { names_of_snat(in_force, ends, public) } else { (None, None) };
-    Translation {
-        method: match context.way {
-            WAY_DIRECT => "direct",
-            WAY_SNAT => "loadBalancer",
-            WAY_INSTANCE_IN | WAY_INSTANCE_OUT => "instance",
-            _ => "none",
-        }
-        .to_owned(),
-        public_address: public,
-        example_port: snat.then_some(u16::from_be(new.source_port)),
-        frontend,
-        outbound_rule,
-        new_source: address(new.source),
-        new_source_port: u16::from_be(new.source_port),
-        new_destination: address(new.destination),
-        new_destination_port: u16::from_be(new.destination_port),
-    }
-}
-
-/// The frontend with this address, and the outbound rule of the sender's pool.
-fn names_of_snat(
-    in_force: &InForce,
-    ends: &Ends<'_>,
-    public: Option<Ipv4Addr>,
-) -> (Option<String>, Option<String>) {
-    let network = &in_force.loaded.network;
-    let End::Guest(guest) = &ends.from else { return (None, None) };
-    for balancer in &network.load_balancers {
-        for rule in &balancer.outbound_rules {
-            if !balancer.pools[rule.pool].members.contains(&guest.place) {
-                continue;
-            }
-            let frontend = rule.frontends.iter().map(|&f| &balancer.frontends[f]).find(|frontend| {
-                public
-                    .is_some_and(|public| network.public_addresses[frontend.public_address].address == public)
-            });
-            let frontend = frontend.map(|frontend| format!("{}/{}", balancer.name, frontend.name));
-            return (frontend, Some(format!("{}/{}", balancer.name, rule.name)));
-        }
-    }
-    (None, None)
-}
-
-/// The rules of live flows that this packet would belong to, each once; the text of "no rule" is empty.
-fn live_rules(
-    shared: &Shared,
-    in_force: &InForce,
-    question: &Question,
-    ends: &Ends<'_>,
-    registry: &crate::compile::Registry,
-) -> Vec<String> {
-    let mut rules = Vec::new();
-    for pair in live(&shared.flows, now_tick()) {
-        let key = &pair.forward.key;
-        let same = address(key.source) == ends.source
-            && address(key.destination) == ends.destination
-            && key.network == ends.network
-            && key.protocol == question.protocol.number()
-            && u16::from_be(key.destination_port) == ends.destination_port
-            && question.from_port.is_none_or(|port| u16::from_be(key.source_port) == port);
-        if same {
-            rules.push(rule_text(in_force, registry, pair.rule()));
-        }
-    }
-    rules.sort_unstable();
-    rules.dedup();
-    rules
+/// Does the question name the sender's port?
+fn names_port(question: &Question) -> bool {
+    question.from_port.is_some() || words::read(&question.from).is_ok_and(|(_, port)| port.is_some())
 }
 
 fn notes(question: &Question, ends: &Ends<'_>) -> Vec<String> {
@@ -263,8 +249,37 @@ fn notes(question: &Question, ends: &Ends<'_>) -> Vec<String> {
     if let Some(device) = &ends.missing_device {
         notes.push(format!("device {device} does not exist yet; this is what will happen once it does"));
     }
-    if question.from_port.is_none() && question.protocol != Protocol::Icmp {
+    if question.protocol.has_ports() && !names_port(question) {
         notes.push(format!("asked with source port {}; --from-port asks with another", ends::SOME_PORT));
     }
     notes
+}
+
+#[cfg(test)]
+impl Explanation {
+    /// An explanation to be changed by a test.
+    fn example() -> Self {
+        Self {
+            protocol: "tcp".into(),
+            from: "vm1/v4".into(),
+            source: [10, 0, 0, 4].into(),
+            source_port: 40_000,
+            destination: [198, 51, 100, 1].into(),
+            destination_port: 443,
+            to: "world".into(),
+            device: "tap-vm1".into(),
+            verdict: "forward".into(),
+            reason: "new_flow".into(),
+            description: "x".into(),
+            rule: String::new(),
+            stages: Vec::new(),
+            groups: Vec::new(),
+            translation: None,
+            next_hop: None,
+            live_flow: false,
+            live_flow_rules: Vec::new(),
+            live: None,
+            notes: Vec::new(),
+        }
+    }
 }

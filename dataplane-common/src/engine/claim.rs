@@ -86,10 +86,8 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
             return Err(Reason::NoRoute);
         }
         network = WORLD;
-    } else if ctx.way == WAY_INSTANCE_IN {
-        if ctx.ingress == 0 {
-            return Err(Reason::NoRoute);
-        }
+    } else if ctx.way == WAY_INSTANCE_IN && ctx.ingress == 0 {
+        return Err(Reason::NoRoute);
     }
     let forward = insert_forward::<F, E>(env, ctx);
     if !forward.is_slot() {

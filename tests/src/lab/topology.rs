@@ -56,6 +56,10 @@ impl Topology {
             internet: Namespace::create_in(&lab, "internet")?,
             spec: spec.clone(),
         };
+        if spec.guests.iter().any(|guest| guest.ipv6.is_some()) {
+            // Before there are devices, which take the default with them.
+            enable_ipv6(&topology.gateway)?;
+        }
         topology.attach_internet().context("attaching the internet")?;
         if spec.links == Links::BridgedTaps {
             let bridge = &spec.bridge_device;
@@ -167,7 +171,15 @@ impl Topology {
     }
 
     fn attach_guest(&self, guest: &GuestSpec, namespace: &Namespace) -> anyhow::Result<()> {
+        if guest.ipv6.is_some() {
+            enable_ipv6(namespace)?;
+        }
         self.add_veth(&guest.device, guest.gateway_mac, namespace, guest.mac)?;
+        if let Some((address, gateway)) = guest.ipv6 {
+            // Usable at once, without the second of duplicate address detection.
+            namespace.ip(&format!("address add {address} dev {FAR_DEVICE} nodad"))?;
+            namespace.ip(&format!("-6 route add default via {gateway} dev {FAR_DEVICE}"))?;
+        }
         namespace.ip(&format!("address add {}/{} dev {FAR_DEVICE}", guest.address, guest.prefix_len))?;
         for extra in &guest.extra_addresses {
             namespace.ip(&format!("address add {extra} dev {FAR_DEVICE}"))?;
@@ -201,6 +213,13 @@ impl Topology {
         far.ip(&format!("link set {FAR_DEVICE} up"))?;
         Ok(())
     }
+}
+
+fn enable_ipv6(namespace: &Namespace) -> anyhow::Result<()> {
+    for scope in ["all", "default"] {
+        namespace.set_sysctl(&format!("net.ipv6.conf.{scope}.disable_ipv6"), "0")?;
+    }
+    Ok(())
 }
 
 /// `02:50:43:00:00:01`

@@ -1,10 +1,10 @@
 //! What a topology is to look like: how guests are attached, where they are, and what lies behind the uplink.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::ensure;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::craft::Mac;
 
@@ -36,6 +36,9 @@ pub struct GuestSpec {
     /// Its default route, taken to be on the link. Nobody in the lab answers ARP for it: that is for what is
     /// tested.
     pub gateway: Ipv4Addr,
+    /// Its address of IPv6 with its subnet's prefix, and its default route; where there is none, its namespace has no IPv6.
+    /// Not for taps.
+    pub ipv6: Option<(Ipv6Net, Ipv6Addr)>,
     /// More addresses on the same device.
     pub extra_addresses: Vec<Ipv4Net>,
     /// Hardware address of its end.
@@ -59,6 +62,7 @@ impl GuestSpec {
             address: Ipv4Addr::new(10, 0, 0, 3 + number),
             prefix_len: 24,
             gateway: Ipv4Addr::new(10, 0, 0, 1),
+            ipv6: None,
             extra_addresses: Vec::new(),
             mac: [0x02, 0x50, 0x43, 0x00, 0x00, number],
             gateway_mac: [0x02, 0x50, 0x43, 0x01, 0x00, number],

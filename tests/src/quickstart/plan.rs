@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use portcullis::api::Protocol;
+use serde::Serialize;
 
 /// The address of the load balancer's frontend, which vm1 and vm2 leave under.
 pub(super) const FRONTEND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -16,6 +16,25 @@ pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 100);
 pub(super) const VM1: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 pub(super) const VM2: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
 pub(super) const VM3: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
+
+/// What a step sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+impl From<Protocol> for portcullis::api::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Icmp => Self::Icmp,
+        }
+    }
+}
 
 /// Somebody who sends or receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use portcullis::api::Protocol;
 use portcullis::cli::table::Table;
 use serde::Serialize;
 
-use super::plan::{CLIENT, SERVER, VM1, VM2, VM3};
+use super::plan::{CLIENT, Protocol, SERVER, VM1, VM2, VM3};
 use super::run::{Outcome, Seen};
 use super::stand::Stand;
 use crate::lab::Sniffer;

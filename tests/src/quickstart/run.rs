@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use portcullis::api::Protocol;
 use portcullis::explain::Question;
 use serde::Serialize;
 
-use super::plan::{Arrives, Decided, FRONTEND, Party, Step};
+use super::plan::{Arrives, Decided, FRONTEND, Party, Protocol, Step};
 use super::stand::{Counters, Stand};
 use crate::lab::{
     Craft, Frame, Ip, RawSender, Sniffer, TcpEcho, Transport, UdpEcho, eventually_some, ping, tcp_exchange,
@@ -82,7 +81,7 @@ struct Observed {
 struct Promise {
     rule: String,
     reason: String,
-    new_source: Option<Ipv4Addr>,
+    new_source: Option<IpAddr>,
 }
 
 /// Does it.
@@ -160,8 +159,9 @@ fn ask_first(stand: &Stand, step: &Step) -> anyhow::Result<Promise> {
             Party::Internet => step.source.to_string(),
         },
         to: if ping { address.to_string() } else { format!("{address}:{port}") },
-        protocol: step.protocol,
+        protocol: step.protocol.into(),
         from_port: (!ping).then_some(step.source_port),
+        ..Question::default()
     })?;
     let new_source = said.translation.map(|translation| translation.new_source);
     Ok(Promise { rule: said.rule, reason: said.reason, new_source })
@@ -237,7 +237,7 @@ fn judge_arrival(
         problems.push(format!("the answer did not come back: {why}"));
     }
     if let Some(promised) = promise.and_then(|promise| promise.new_source)
-        && promised != seen.address
+        && promised != IpAddr::V4(seen.address)
     {
         problems.push(format!("explain promised {promised}"));
     }
