@@ -231,7 +231,7 @@ fn platform_rules_decide_before_the_groups_unless_a_rule_names_their_tag() {
         let trace = judge(net, (0, 0), Direction::Outbound, &packet);
         (trace.platform, trace.access)
     };
-    let dns = Some(PlatformRule::Service(0, ServiceTag::AzurePlatformDns));
+    let dns = Some(PlatformRule::Service(0, Some(ServiceTag::AzurePlatformDns)));
     assert_eq!(said(&net, 17, "168.63.129.16", 53), (dns, Access::Allow));
     assert_eq!(said(&net, 6, "168.63.129.16", 53), (Some(PlatformRule::PlatformAddress), Access::Deny));
     assert_eq!(said(&net, 6, "169.254.169.254", 80), (Some(PlatformRule::PlatformAddress), Access::Deny));

@@ -254,8 +254,8 @@ fn platform(t: &mut Table<'_>) {
         "a port nobody serves there",
         Ingress("vm1"),
         &to("169.254.169.254").tcp(40_000, 443, TcpFlags::SYN, 1, 0, b""),
-        DeniedByRule,
-        &["web/Outbound/securityRules/DenyEverythingToPlatform"],
+        PlatformAddress,
+        &[],
     );
     t.drops(
         "nor without a group",

@@ -182,7 +182,7 @@ fn result(network: &Network, place: (usize, usize), judgement: Judgement<'_>) ->
         evaluated_network_security_groups: judgement.groups.iter().map(group).collect(),
         platform_rule: judgement.platform.map(|rule| MatchedRule {
             rule_name: format!("PlatformRule_{}", rule.name(network)),
-            action: if rule.exempt().is_some() { Access::Allow } else { Access::Deny },
+            action: if rule.denies() { Access::Deny } else { Access::Allow },
         }),
     }
 }

@@ -70,8 +70,9 @@ pub fn judge<'n>(
         Direction::Inbound => None,
     };
     let only = platform.and_then(PlatformRule::exempt);
-    if platform.is_some() && only.is_none() {
-        return Ok(Judgement { platform, groups: Vec::new(), access: Access::Deny });
+    if let (Some(rule), None) = (platform, only) {
+        let access = if rule.denies() { Access::Deny } else { Access::Allow };
+        return Ok(Judgement { platform, groups: Vec::new(), access });
     }
     let mut groups = Vec::new();
     let mut access = Access::Allow;
@@ -98,7 +99,9 @@ fn platform_rule(terms: &mut Terms<'_>, profile: &Region) -> Option<PlatformRule
                     && ports_cover(&[(service.port, service.port)], &profile.destination_ports)
             });
             return Some(match service {
-                Some(index) => PlatformRule::Service(index, service_tag(address)),
+                Some(index) => {
+                    PlatformRule::Service(index, service_tag(address, platform.services[index].port))
+                }
                 None => PlatformRule::PlatformAddress,
             });
         }

@@ -100,18 +100,23 @@ pub enum PlatformRule {
     PlatformAddress,
     /// TCP 25 to the Internet, blocked by switch.
     BlockSmtp25,
-    /// A declared service (index into the policy's): allowed, unless a rule names the tag.
-    Service(usize, ServiceTag),
+    /// A declared service (index into the policy's): allowed, unless a rule names the tag that stands for it, if one does.
+    Service(usize, Option<ServiceTag>),
     /// KMS: allowed, unless a rule names `AzurePlatformLKM`.
     AllowKms,
 }
 
 impl PlatformRule {
-    /// `None` if it ends the matter with a deny; else the tag whose rules are still asked.
+    /// Does it end the matter with a deny?
+    pub fn denies(self) -> bool {
+        matches!(self, PlatformRule::PlatformAddress | PlatformRule::BlockSmtp25)
+    }
+
+    /// The tag whose rules are still asked; `None`: no rule is.
     pub fn exempt(self) -> Option<ServiceTag> {
         match self {
             PlatformRule::PlatformAddress | PlatformRule::BlockSmtp25 => None,
-            PlatformRule::Service(_, tag) => Some(tag),
+            PlatformRule::Service(_, tag) => tag,
             PlatformRule::AllowKms => Some(ServiceTag::AzurePlatformLkm),
         }
     }
@@ -171,9 +176,13 @@ pub fn service_protocols(protocol: TransportProtocol) -> &'static [u8] {
     }
 }
 
-/// The tag that stands for a platform address.
-pub fn service_tag(address: Ipv4Addr) -> ServiceTag {
-    if address == METADATA { ServiceTag::AzurePlatformImds } else { ServiceTag::AzurePlatformDns }
+/// The tag that stands for a platform service: that of DNS is about port 53.
+pub fn service_tag(address: Ipv4Addr, port: u16) -> Option<ServiceTag> {
+    match (address, port) {
+        (METADATA, _) => Some(ServiceTag::AzurePlatformImds),
+        (PLATFORM, 53) => Some(ServiceTag::AzurePlatformDns),
+        _ => None,
+    }
 }
 
 fn protocol_matches(protocol: RuleProtocol, number: u8) -> bool {
@@ -251,7 +260,7 @@ impl<'n> Evaluator<'n> {
                     && service_protocols(service.protocol).contains(&packet.protocol)
             });
             return Some(match service {
-                Some(index) => PlatformRule::Service(index, service_tag(address)),
+                Some(index) => PlatformRule::Service(index, service_tag(address, packet.destination_port)),
                 None => PlatformRule::PlatformAddress,
             });
         }
@@ -286,8 +295,9 @@ pub fn judge<'n>(
         Direction::Inbound => None,
     };
     let only = platform.and_then(PlatformRule::exempt);
-    if platform.is_some() && only.is_none() {
-        return Trace { platform, groups: Vec::new(), access: Access::Deny };
+    if let (Some(rule), None) = (platform, only) {
+        let access = if rule.denies() { Access::Deny } else { Access::Allow };
+        return Trace { platform, groups: Vec::new(), access };
     }
     let mut groups = Vec::new();
     let mut access = Access::Allow;

@@ -46,6 +46,13 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Resu
     classes::<F, E>(env, ctx, head).ok_or(Reason::Internal)?;
     let mut exempt = 0;
     for (i, mut ruleset) in asked.into_iter().enumerate() {
+        if i == 1 && ctx.way == WAY_PLATFORM {
+            // The platform's rules know the services; what they do not know is not there.
+            if exempt == 0 {
+                return Err(Reason::PlatformAddress);
+            }
+            ctx.way = WAY_DIRECT;
+        }
         if exempt != 0 {
             ruleset = view(env, ctx, head, ruleset, exempt).ok_or(Reason::Internal)?;
         }
@@ -68,12 +75,6 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Resu
         if i == 0 {
             exempt = rule_action(rule);
         }
-    }
-    if ctx.way == WAY_PLATFORM {
-        if exempt == 0 {
-            return Err(Reason::PlatformAddress);
-        }
-        ctx.way = WAY_DIRECT;
     }
     Ok(())
 }
