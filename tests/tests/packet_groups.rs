@@ -75,6 +75,7 @@ fn table(backend: &mut dyn Backend) {
     tags_and_peers(&mut t);
     routes(&mut t);
     platform(&mut t);
+    trusted_sources(&mut t);
     protocols(&mut t);
 }
 
@@ -336,6 +337,46 @@ fn platform(t: &mut Table<'_>) {
         ROUTER_MAC,
         NewFlow,
         &[INTERNET_OUT],
+    );
+}
+
+/// What rules trust by its address nobody outside may claim to be.
+fn trusted_sources(t: &mut Table<'_>) {
+    for source in ["168.63.129.16", "169.254.169.254", "10.1.1.9", "10.2.1.4", "127.0.0.1"] {
+        let lie = Craft::new(ROUTER_MAC, ip(source), GATEWAY, ip("203.0.113.20"));
+        let syn = lie.tcp(40_000, 22, TcpFlags::SYN, 1, 0, b"");
+        t.drops(&format!("{source} from the uplink"), Ingress("up"), &syn, Martian, &[]);
+    }
+    // A host that forwards sends packets from outside to a guest's private address as its own.
+    let forwarded = |source: &str| {
+        Craft::new(GATEWAY, ip(source), VM4, ip("10.1.1.4")).tcp(40_000, 22, TcpFlags::SYN, 1, 0, b"")
+    };
+    for source in ["10.1.1.9", "10.0.1.9", "10.2.1.4", "168.63.129.16"] {
+        t.drops(
+            &format!("{source} through the host"),
+            At::HostEgress("vm4"),
+            &forwarded(source),
+            Martian,
+            &[],
+        );
+    }
+    let in_a_flow = Craft::new(GATEWAY, ip("10.0.1.4"), VM2, ip("10.0.1.5"));
+    let data = in_a_flow.tcp(40_000, 1433, TcpFlags::ACK, 2, 2, b"x");
+    t.drops("through the host in a live flow of two guests", At::HostEgress("vm2"), &data, Spoofed, &[]);
+    let world = forwarded("198.51.100.7");
+    t.drops(
+        "the world through the host",
+        At::HostEgress("vm4"),
+        &world,
+        DeniedByRule,
+        &["db/Inbound/defaultSecurityRules/DenyAllInBound"],
+    );
+    t.passes(
+        "the host itself, by the gateway's address",
+        At::HostEgress("vm4"),
+        &forwarded("10.1.1.1"),
+        NewFlow,
+        &["db/Inbound/securityRules/Ssh"],
     );
 }
 

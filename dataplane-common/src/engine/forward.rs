@@ -8,7 +8,7 @@ use crate::family::{Family, V4};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FLAG_MAPPED, LIVE};
 use crate::layout::{
     Control, EPOCH_SHIFT, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD,
-    HalfRecord, KIND_MAPPING, NextHop, Settings, WORLD,
+    HalfRecord, KIND_MAPPING, NEXT_HOP_HOST, NextHop, Settings, WORLD,
 };
 use crate::packet::headers::{FIN, RST, SYN, TCP, same_mac};
 use crate::packet::rewrite::{Tuple, forwarded6, translate};
@@ -92,6 +92,9 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
         if from.ifindex != ctx.ifindex || !same {
             return Some(drop(env, ctx, Reason::Spoofed));
         }
+    } else if ctx.side == Side::Host as u8 && ingress != NEXT_HOP_HOST {
+        // Through a host that forwards a stranger could speak in a live flow of two guests.
+        return Some(drop(env, ctx, Reason::Spoofed));
     }
     let settings = settings(control, ctx.generation);
     if settings.reevaluate != 0

@@ -185,8 +185,9 @@ fn from_uplink<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> 
     let (source, destination) = (F::source(ctx), F::destination(ctx));
     let at = F::endpoint(env, ctx.generation, WORLD, destination);
     let index = at & 0xff_ffff;
-    // Nobody outside has one of our private addresses; believing it would let it in by AllowVnetInBound.
-    if F::space(env, ctx.generation, WORLD, source) != 0 || F::never_forwarded(source) || F::to_many(source) {
+    // Nobody outside has one of our private addresses or the platform's; believing it would let it in by
+    // AllowVnetInBound or AllowAzureLoadBalancerInBound.
+    if private::<F, E>(env, ctx) || F::never_forwarded(source) || F::to_many(source) {
         return Err(Reason::Martian.into());
     }
     // No IPv6 address of the policy is one of the world's.
@@ -234,8 +235,21 @@ fn from_uplink<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> 
     }
 }
 
+/// Is the source one that rules trust by its address: inside any virtual network, or the platform's?
+#[inline(always)]
+fn private<F: Family, E: Env>(env: &E, ctx: &Context) -> bool {
+    F::space(env, ctx.generation, WORLD, F::source(ctx)) != 0 || (!F::V6 && ctx.key.source == PLATFORM)
+}
+
 #[inline(always)]
 fn from_host<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended> {
+    // A host that forwards lets packets from outside leave here, with any source: only what is this host's own
+    // address may say that it is inside.
+    if private::<F, E>(env, ctx)
+        && F::endpoint(env, ctx.generation, ctx.key.network, F::source(ctx)) >> 24 != AT_HOST
+    {
+        return Err(Reason::Martian.into());
+    }
     let at = F::endpoint(env, ctx.generation, ctx.key.network, F::destination(ctx));
     if at >> 24 != AT_GUEST {
         // DHCP answers go to addresses that are not leased yet, or to everyone; DHCPv6's to link-local ones.
