@@ -87,6 +87,14 @@ fn words_tags_and_references_are_read_without_regard_to_case() {
 }
 
 #[test]
+fn a_description_has_at_most_140_characters() {
+    let described =
+        |characters: usize| format!("- name: DenySmtp\n        description: {}", "é".repeat(characters));
+    accepted(&[("- name: DenySmtp", &described(140))]);
+    refused(&[("- name: DenySmtp", &described(141))], "the description is 141 characters long");
+}
+
+#[test]
 fn required_fields_are_asked_for() {
     refused(&[("        protocol: Tcp\n", "")], "security rule `DenySmtp` lacks `protocol`");
     refused(&[("    device: pc-vm1\n", "")], "network interface `vm1` lacks `device`");

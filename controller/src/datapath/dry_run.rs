@@ -15,26 +15,11 @@ use portcullis_common::engine::{Context, Hook};
 use portcullis_common::layout::Count;
 
 use super::load::{self, Datapath};
-use super::object::{self, STAGED, STAGES};
+use super::object::{self, PINNED, STAGED, STAGES};
 use super::test_run::{self, Outcome};
 
-/// Tables that a dry run reads. The rest it makes anew, for itself: counters, events, scratch, program arrays.
-const SHARED: [&str; 14] = [
-    "CONTROL",
-    "DEVICES",
-    "NEXT_HOPS",
-    "FLOWS",
-    "FLOWS6",
-    "PAGES",
-    "PREFIXES",
-    "SPACES",
-    "ENDPOINTS",
-    "PREFIXES6",
-    "SPACES6",
-    "ENDPOINTS6",
-    "ROUTES",
-    "REFUSALS",
-];
+/// Of the tables that outlive a controller those that a dry run has for itself; the others it reads as they are.
+const OWN: [&str; 4] = ["REASONS", "RULE_COUNTS", "EVENTS", "LOST"];
 
 /// Programs that may be asked, over the tables of a running datapath. Stays on one processor for its life, because
 /// scratch and counters are per processor; so it is not to be sent to another thread.
@@ -64,7 +49,7 @@ impl Datapath {
             .map_max_entries("FLOWS", self.tables.flows.shape.max_entries)
             .map_max_entries("FLOWS6", self.tables.flows6.shape.max_entries)
             .override_global("DRY_RUN", &1u32, true);
-        for name in SHARED {
+        for name in PINNED.into_iter().filter(|name| !OWN.contains(name)) {
             loader.map_pin_path(name, self.pins.map(name));
         }
         let mut ebpf = loader.load(object::bytes()).context("loading the kernel object for a dry run")?;
