@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use portcullis_tests::edge::{Edge, LabPolicy, WithHook, binary};
-use portcullis_tests::lab::{TcpEcho, TopologySpec, ping, tcp_connect};
+use portcullis_tests::lab::{ScratchDir, TcpEcho, Topology, TopologySpec, ping, tcp_connect};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -137,4 +137,44 @@ fn the_daemon_answers_as_the_policys_file_does_and_packets_meet_that_fate() {
     let (all, now, next) = hits(&edge, "CorpHttps");
     assert_eq!((all, now), (1, 0), "counters go on, the generation's begin anew");
     assert_eq!(next, generation.map(|g| g + 1));
+}
+
+#[test]
+fn a_new_tag_file_comes_into_force_by_itself() {
+    let tags = |prefix: &str| {
+        json!({ "changeNumber": 1, "cloud": "Public", "values": [
+            { "name": "Storage", "id": "Storage", "properties": { "addressPrefixes": [prefix] } }
+        ] })
+        .to_string()
+    };
+    let spec = TopologySpec::clean_veth(1);
+    let mut policy = LabPolicy::new(WithHook::Tc);
+    policy.nic_groups.insert("vm1", "nic");
+    policy.extra = "serviceTags: { file: tags.json }
+networkSecurityGroups:
+  - name: nic
+    securityRules:
+      - { name: NoStorage, priority: 100, direction: Outbound, access: Deny, protocol: '*', sourceAddressPrefix: '*', sourcePortRange: '*', destinationAddressPrefix: storage, destinationPortRange: '*' }
+"
+    .to_owned();
+    let topology = Topology::build(&spec).unwrap();
+    let scratch = ScratchDir::create().unwrap();
+    scratch.write("tags.json", &tags("192.0.2.0/24")).unwrap();
+    let policy = policy
+        .yaml(&spec)
+        .replace("file: tags.json", &format!("file: '{}'", scratch.path().join("tags.json").display()));
+    let edge = Edge::start_in(topology, &policy).unwrap();
+    let guest = edge.topology.guest("vm1");
+    assert_eq!(ping(guest, IpAddr::from(SERVER), 1, LIMIT).unwrap().received, 1);
+    let generation = edge.generation().unwrap();
+    scratch.write("tags.json", &tags("198.51.100.0/24")).unwrap();
+    assert!(edge.wait(|edge| (edge.generation().ok()? > generation).then_some(())).is_some());
+    assert_eq!(ping(guest, IpAddr::from(SERVER), 1, SOON).unwrap().received, 0);
+    assert!(edge.rule_hits("nic", "Outbound", "NoStorage").unwrap() >= 1);
+    // Half a file is refused and changes nothing.
+    let generation = edge.generation().unwrap();
+    scratch.write("tags.json", "{ \"values\": [").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(edge.generation().unwrap(), generation);
+    assert_eq!(ping(guest, IpAddr::from(SERVER), 1, SOON).unwrap().received, 0);
 }

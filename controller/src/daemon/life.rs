@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::gateway::{Applied, Gateway};
-use super::policy_file::{Stamp, Watched};
+use super::policy_file::{Stamp, TagFile, Watched};
 use super::shared::{Order, Trouble};
 use super::state::StateDir;
 use super::{Options, Refusal, answers};
@@ -84,6 +84,7 @@ pub async fn live(
     announce_ready(&gateway);
 
     let mut watched = Watched::new(stamp);
+    let mut tags = TagFile::default();
     let mut looks = interval(LOOK);
     let mut confirmations = interval(CONFIRM);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -135,8 +136,12 @@ pub async fn live(
                 host_changed(&mut gateway, devices, gone).await;
             }
             _ = looks.tick() => {
+                let tag_file = gateway.shared.in_force().loaded.network.tag_file.clone();
                 if watched.look(Stamp::of(&file)) {
                     log::info!("{} has changed", file.display());
+                    reload(&mut gateway, file.clone()).await;
+                } else if tags.look(tag_file.as_deref()) {
+                    log::info!("the tag file has changed");
                     reload(&mut gateway, file.clone()).await;
                 }
             }

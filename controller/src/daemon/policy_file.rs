@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What tells one content of a file from the next without reading it.
 ///
@@ -56,6 +56,29 @@ impl Watched {
     }
 }
 
+/// The same for the service tag file of the policy in force, which is another one when the policy says so.
+#[derive(Debug, Default)]
+pub struct TagFile {
+    watched: Option<(PathBuf, Watched)>,
+}
+
+impl TagFile {
+    /// Looks at the file that the policy in force names.
+    pub fn look(&mut self, path: Option<&Path>) -> bool {
+        let Some(path) = path else {
+            self.watched = None;
+            return false;
+        };
+        match &mut self.watched {
+            Some((known, watched)) if known == path => watched.look(Stamp::of(path)),
+            _ => {
+                self.watched = Some((path.to_owned(), Watched::new(Stamp::of(path))));
+                false
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +95,24 @@ mod tests {
         assert!(!watched.look(stamp(3)));
         assert!(watched.look(stamp(3)));
         assert!(!watched.look(stamp(3)));
+    }
+
+    #[test]
+    fn a_tag_file_is_news_when_it_changes_and_not_when_the_policy_names_another() {
+        let folder = std::env::temp_dir().join(format!("portcullis-tags-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (one, other) = (folder.join("one"), folder.join("other"));
+        fs::write(&one, "1").unwrap();
+        fs::write(&other, "1").unwrap();
+        let mut tags = TagFile::default();
+        assert!(!tags.look(None));
+        assert!(!tags.look(Some(&one)), "it has just been read");
+        fs::write(&one, "12").unwrap();
+        assert!(!tags.look(Some(&one)), "it may still be being written");
+        assert!(tags.look(Some(&one)));
+        assert!(!tags.look(Some(&one)));
+        assert!(!tags.look(Some(&other)), "another one");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -232,6 +232,7 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         interfaces: interfaces.built,
         groups: groups.groups,
         application_groups: applications.finish(),
+        tag_file: tags.file,
         tags: tags.definitions,
         route_tables: tables.built,
         platform,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,6 +21,8 @@ pub struct Network {
     pub application_groups: Vec<ApplicationGroup>,
     /// Service tags of the tag file and of the policy itself; the built-in ones are not in here.
     pub tags: Vec<TagDefinition>,
+    /// The tag file they are from, if there is one.
+    pub tag_file: Option<PathBuf>,
     pub route_tables: Vec<RouteTable>,
     pub platform: Platform,
     pub on_rule_change: OnRuleChange,

@@ -1,7 +1,7 @@
 //! Service tags: built in, of the policy, and of Azure's published file (`reference/azure.md` §1.4).
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::diagnostics::Problems;
 use super::fields::{Complaint, Fields, parse_text};
@@ -33,8 +33,8 @@ pub struct Tags {
     by_name: HashMap<String, usize>,
     /// What the names stand for that are not built in.
     pub definitions: Vec<TagDefinition>,
-    /// Is a tag file named?
-    has_file: bool,
+    /// The tag file, if one is named.
+    pub file: Option<PathBuf>,
     /// Could it not be read?
     unreadable: bool,
 }
@@ -67,7 +67,7 @@ impl Tags {
         let known = known.chain(self.definitions.iter().map(|tag| tag.name.as_str()));
         Err(match nearest(name, known) {
             Some(near) => complaint.help(format!("did you mean `{near}`?")),
-            None if self.has_file => complaint.help(
+            None if self.file.is_some() => complaint.help(
                 "neither the tag file nor `serviceTags.tags` has it; a newer tag file may, anything else is an \
                  address or a prefix",
             ),
@@ -98,7 +98,7 @@ pub fn read(
     };
     let file = fields.text("file", problems);
     if let Some(file) = &file {
-        tags.has_file = true;
+        tags.file = Some(folder.join(&file.value));
         register.add(&["serviceTags"], file.span);
         read_file(&mut tags, file, folder, problems);
     }
