@@ -38,7 +38,7 @@ const QUESTIONS: &[Question] = &[
     ("vm1 198.51.100.3:1688 tcp", "forward", "new_flow", "platformRules/Outbound/AllowKms", &[3], "platformRules/AllowKms"),
     ("vm2 198.51.100.3:1688 tcp", "drop", "denied_by_rule", "vm2/Outbound/DenyKms", &[3, 1], "only those for AzurePlatformLKM"),
     ("vm1 168.63.129.16:53 udp", "host", "new_flow", "platformRules/Outbound/AllowPlatformService-dns", &[2], "platform's own services"),
-    ("vm1 168.63.129.16:80 tcp", "drop", "platform_address", "guests/Outbound/AllowVnetOutBound", &[4, 3, 2], "platform_address"),
+    ("vm1 168.63.129.16:80 tcp", "drop", "platform_address", "", &[4], "platform_address"),
     ("vm1 169.254.169.254:80 tcp", "drop", "platform_address", "", &[], "platform_address"),
     // Between guests.
     ("vm1 vm2:80 tcp", "forward", "new_flow", "vm2/Inbound/AllowVnetInBound", &[4, 3, 2, 4, 2], "guest vm2/v4 in lab"),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portcullis_common::engine::{Context, WAY_DIRECT, WAY_INSTANCE_IN};
+use portcullis_common::engine::{Context, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM};
 use portcullis_common::layout::{Count, NEXT_HOP_HOST};
 use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_IMDS, EXEMPT_LKM, IN_PLATFORM};
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,10 @@ pub fn groups(in_force: &InForce, ends: &Ends<'_>, context: &Context) -> Vec<Gro
     let (from, to) = (in_force.guest(context.from as usize), in_force.guest(context.to as usize));
     if let Some(guest) = from.filter(|guest| !is_host_access(in_force, guest, ends, context)) {
         asked.platform(&guest);
+        if context.way == WAY_PLATFORM {
+            // A platform address, and no rule knows a service there: that ended it.
+            return asked.answers;
+        }
         asked.guards(&guest, Direction::Outbound);
     }
     if let Some(guest) = to {
