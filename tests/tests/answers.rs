@@ -125,17 +125,18 @@ fn the_daemon_answers_as_the_policys_file_does_and_packets_meet_that_fate() {
         let row = rules["rules"].as_array().unwrap().iter().find(|r| r["name"] == name).unwrap().clone();
         (
             row["hits"].as_u64().unwrap(),
-            row["hitsThisGeneration"].as_u64().unwrap(),
+            ["hitsThisGeneration", "bytesThisGeneration"].map(|key| row[key].as_u64().unwrap()),
             rules["generation"].as_u64(),
         )
     };
     let (all, now, generation) = hits(&edge, "CorpHttps");
-    assert_eq!((all, now), (1, 1));
+    assert_eq!((all, now[0]), (1, 1));
+    assert!(now[1] >= 40, "bytes of a SYN: {now:?}");
     assert!(hits(&edge, "NoCorp").0 >= 1);
     let (applied, said) = edge.apply(&yaml.replace("name: unused", "name: other")).unwrap();
     assert!(applied, "{said}");
     let (all, now, next) = hits(&edge, "CorpHttps");
-    assert_eq!((all, now), (1, 0), "counters go on, the generation's begin anew");
+    assert_eq!((all, now), (1, [0, 0]), "counters go on, the generation's begin anew");
     assert_eq!(next, generation.map(|g| g + 1));
 }
 
@@ -174,7 +175,8 @@ networkSecurityGroups:
     // Half a file is refused and changes nothing.
     let generation = edge.generation().unwrap();
     scratch.write("tags.json", "{ \"values\": [").unwrap();
-    std::thread::sleep(Duration::from_secs(2));
+    let said = |edge: &Edge| edge.daemon.log().contains("the policy before stays in force").then_some(());
+    assert!(edge.wait(said).is_some(), "{}", edge.daemon.log());
     assert_eq!(edge.generation().unwrap(), generation);
     assert_eq!(ping(guest, IpAddr::from(SERVER), 1, SOON).unwrap().received, 0);
 }

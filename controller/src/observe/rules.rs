@@ -44,6 +44,9 @@ pub struct RuleHit {
     /// Of the hits, those under the generation in force.
     #[serde(default)]
     pub hits_this_generation: u64,
+    /// Bytes of those.
+    #[serde(default)]
+    pub bytes_this_generation: u64,
     /// Seconds since the last of them; `null` if there was none.
     pub last_hit_seconds_ago: Option<f64>,
     /// With `--shadowed`, of a rule that can never match: the rules that take its packets before it (none if there is no
@@ -75,6 +78,7 @@ pub fn rules(shared: &Shared, group: Option<&str>, shadowed: bool) -> Result<Rul
     let rules = in_force.compiled.rules.iter().filter(|rule| group.is_none_or(|name| rule.group == name));
     let rules = rules.map(|rule| {
         let count = counts.get(&rule.id).copied().unwrap_or_default();
+        let before = datapath.counted_before(rule.id);
         let ago = seconds(now.saturating_sub(count.last as u32));
         RuleHit {
             group: rule.group.clone(),
@@ -88,7 +92,8 @@ pub fn rules(shared: &Shared, group: Option<&str>, shadowed: bool) -> Result<Rul
             },
             hits: count.hits,
             bytes: count.bytes,
-            hits_this_generation: count.hits.saturating_sub(datapath.counted_before(rule.id).hits),
+            hits_this_generation: count.hits.saturating_sub(before.hits),
+            bytes_this_generation: count.bytes.saturating_sub(before.bytes),
             last_hit_seconds_ago: (count.hits != 0).then_some(ago),
             shadowed_by: shadows.get(&(rule.group.as_str(), rule.direction, short(&rule.name))).cloned(),
         }

@@ -1,10 +1,9 @@
-//! Stages whose real content is still to come: ICMP errors and fragments are refused under their own names, never
-//! leaked, and left to the kernel where they are the host's.
+//! Stages whose real content is still to come: ICMP errors and fragments of IPv4 are refused under their own names,
+//! never leaked, and left to the kernel where they are the host's. IPv6 refuses them in [`super::entry6`].
 
 use super::{Context, Side, Verdict, drop, pass};
 use crate::classify::{entry, header};
 use crate::env::Env;
-use crate::family::{Family, V4};
 use crate::layout::WORLD;
 use crate::packet::Packet;
 use crate::packet::parse::SHAPE_ICMP_ERROR;
@@ -15,22 +14,22 @@ use crate::reason::Reason;
 #[inline(always)]
 pub fn icmp<P: Packet, E: Env>(_packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     let reason = if ctx.shape & SHAPE_ICMP_ERROR != 0 { Reason::IcmpError } else { Reason::IcmpType };
-    refuse::<V4, E>(env, ctx, reason)
+    refuse(env, ctx, reason)
 }
 
 /// Any fragment.
 #[inline(always)]
 pub fn fragment<P: Packet, E: Env>(_packet: &P, env: &E, ctx: &mut Context) -> Verdict {
-    refuse::<V4, E>(env, ctx, Reason::Fragment)
+    refuse(env, ctx, Reason::Fragment)
 }
 
 /// Drops it, unless it comes from outside for the host.
 #[inline(always)]
-pub(super) fn refuse<F: Family, E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+fn refuse<E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
     if ctx.side() != Side::Uplink {
         return drop(env, ctx, reason);
     }
-    let at = F::endpoint(env, ctx.generation, WORLD, F::destination(ctx));
+    let at = env.endpoint(ctx.generation, WORLD, ctx.key.destination);
     match at >> 24 & !AT_PROXY {
         0 | AT_HOST => pass(env, ctx, Reason::NotOurs),
         AT_FRONTEND => {

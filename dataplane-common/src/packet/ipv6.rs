@@ -6,7 +6,7 @@ use super::parse::{
 };
 use super::{Packet, at};
 use crate::engine::Context;
-use crate::layout::{FlowKey, FlowKey6, KIND_FLOW};
+use crate::layout::{FlowKey, KIND_FLOW};
 use crate::reason::Reason;
 
 /// The fixed header.
@@ -135,10 +135,5 @@ impl Context {
     pub fn set_network(&mut self, network: u16) {
         self.key.network = network;
         self.key6.key.network = network;
-    }
-
-    /// The key of an IPv6 packet, for tests.
-    pub fn wide_key(&self) -> FlowKey6 {
-        self.key6
     }
 }
