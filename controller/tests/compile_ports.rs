@@ -190,7 +190,7 @@ fn a_thousand_joins_and_leaves_move_nobodys_units_except_by_halving() {
 fn the_image_says_of_every_port_whose_it_is_and_of_every_guest_which_units_it_has() {
     let mut net = network(120);
     net.public_addresses.push(public("second", "203.0.113.101", Announce::Routed));
-    net.load_balancers[0].frontends.push(Frontend { name: "second".into(), public_address: 1 });
+    net.load_balancers[0].frontends.push(Frontend { name: "second".into(), public_addresses: vec![1] });
     net.load_balancers[0].outbound_rules[0].frontends = vec![1, 0];
     let compiled = fresh(&net);
     let image = Image { pages: &compiled.pages };

@@ -32,7 +32,7 @@ fn every_address_of_the_policy_and_the_host_is_known_for_what_it_is() {
     net.public_addresses.push(public("spare", "203.0.113.9", Announce::Proxy));
     net.public_addresses.push(public("spare-host", "203.0.113.10", Announce::Address));
     net.interfaces[2].addresses[0].public_address = Some(1);
-    net.load_balancers[0].frontends.push(Frontend { name: "host".into(), public_address: 2 });
+    net.load_balancers[0].frontends.push(Frontend { name: "host".into(), public_addresses: vec![2] });
     let mut host = facts(&net);
     host.addresses =
         ["127.0.0.1", "192.0.2.1", "203.0.113.8", "10.0.0.1", "10.0.3.3"].map(|a| a.parse().unwrap()).into();
@@ -121,6 +121,7 @@ fn settings_have_the_policys_timers_services_and_idle_classes() {
         name: "slow".into(),
         pool: 1,
         idle_timeout_seconds: Some(7200),
+        tcp_reset: false,
         protocol: TransportProtocol::Tcp,
         ..net.load_balancers[0].outbound_rules[0].clone()
     };

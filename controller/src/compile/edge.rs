@@ -219,7 +219,7 @@ impl<'a> Edge<'a> {
         }
         for balancer in &self.network.load_balancers {
             for frontend in &balancer.frontends {
-                let public = &self.network.public_addresses[frontend.public_address];
+                let public = &self.network.public_addresses[frontend.public_addresses[0]];
                 let Some(address) = ipv4(public.address) else { continue };
                 if self.frontend_numbers.contains_key(&address) {
                     continue;
@@ -281,7 +281,8 @@ impl<'a> Edge<'a> {
                 let place = format!("loadBalancers/{}/outboundRules/{}", balancer.name, rule.name);
                 let mut frontends: Vec<PoolFrontend> = Vec::new();
                 for &frontend in &rule.frontends {
-                    let public = &self.network.public_addresses[balancer.frontends[frontend].public_address];
+                    let public =
+                        &self.network.public_addresses[balancer.frontends[frontend].public_addresses[0]];
                     let Some(address) = ipv4(public.address) else { continue };
                     if frontends.iter().any(|f| f.address == address) {
                         continue;

@@ -88,7 +88,7 @@ fn public(in_force: &InForce, destination: IpAddr) -> String {
                 balancer.frontends.iter().map(move |frontend| (&balancer.name, frontend))
             });
             let found = frontends.find(|(_, frontend)| {
-                network.public_addresses[frontend.public_address].address == destination
+                network.public_addresses[frontend.public_addresses[0]].address == destination
             });
             format!(
                 "load balancer frontend {}",

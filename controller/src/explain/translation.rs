@@ -80,7 +80,7 @@ fn names_of_snat(in_force: &InForce, ends: &Ends<'_>, public: Ipv4Addr) -> (Opti
                 continue;
             }
             let has_it = |frontend: usize| {
-                network.public_addresses[balancer.frontends[frontend].public_address].address == public
+                network.public_addresses[balancer.frontends[frontend].public_addresses[0]].address == public
             };
             let frontend = rule.frontends.iter().copied().find(|&frontend| has_it(frontend));
             let frontend = frontend.map(|f| format!("{}/{}", balancer.name, balancer.frontends[f].name));

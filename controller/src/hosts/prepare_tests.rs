@@ -20,6 +20,7 @@ pub(super) fn policy(guests: &[(&str, &str)], public: &[&str]) -> Network {
             peers: Vec::new(),
         }],
         subnets: vec![Subnet {
+            default_outbound: false,
             name: "subnet".into(),
             network: 0,
             prefixes: vec!["10.0.0.0/24".parse().unwrap()],

@@ -171,7 +171,10 @@ fn resolve_one(
         }
         let user = format!("frontend `{name}/{own_title}`");
         let public = public.as_ref().and_then(|text| publics.take(text, &user, problems));
-        frontends.push(network::Frontend { name: own_title, public_address: public.unwrap_or(usize::MAX) });
+        frontends.push(network::Frontend {
+            name: own_title,
+            public_addresses: vec![public.unwrap_or(usize::MAX)],
+        });
     }
     let mut pool_names = Names::new("backend pool of this load balancer");
     let mut pools = Vec::new();
@@ -240,7 +243,17 @@ fn resolve_one(
                 .help("add an outbound rule with `backendAddressPool` set to it");
         }
     }
-    let balancer = network::LoadBalancer { name, frontends, pools, outbound_rules: rules };
+    let balancer = network::LoadBalancer {
+        name,
+        frontends,
+        pools,
+        outbound_rules: rules,
+        rules: Vec::new(),
+        nat_rules: Vec::new(),
+        probes: Vec::new(),
+        allocation: network::Allocation::default(),
+        frontend_use: network::FrontendUse::default(),
+    };
     capacity::check(&balancer, &places, &publics.addresses, uplinks, problems);
     balancer
 }
@@ -288,6 +301,7 @@ fn resolve_rule(
         protocol: rule.protocol.as_ref()?.value,
         allocated_outbound_ports: rule.ports.as_ref().map_or(0, |ports| ports.value),
         idle_timeout_seconds: rule.idle_minutes.map(|minutes| minutes * 60),
+        tcp_reset: false,
     };
     complete.then_some((resolved, rule_place))
 }

@@ -19,10 +19,10 @@ pub fn check(
     let known = |rule: &OutboundRule| {
         rule.frontends
             .iter()
-            .all(|frontend| addresses.get(balancer.frontends[*frontend].public_address).is_some())
+            .all(|frontend| addresses.get(balancer.frontends[*frontend].public_addresses[0]).is_some())
     };
     let ports_of = |frontend: usize| {
-        u64::from(capacity(&addresses[balancer.frontends[frontend].public_address], uplinks))
+        u64::from(capacity(&addresses[balancer.frontends[frontend].public_addresses[0]], uplinks))
     };
     let mut needs: Vec<Option<u64>> = Vec::new();
     for (rule, place) in balancer.outbound_rules.iter().zip(places) {
@@ -140,7 +140,7 @@ fn help_host(
 ) {
     let reserved = uplinks.iter().any(|uplink| uplink.reserve_host_ports);
     let mut used =
-        rule.frontends.iter().map(|frontend| &addresses[balancer.frontends[*frontend].public_address]);
+        rule.frontends.iter().map(|frontend| &addresses[balancer.frontends[*frontend].public_addresses[0]]);
     if !reserved && used.any(|address| address.announce == Announce::Address) {
         found.help(format!(
             "on an address of this host (`announce: address`) only {PORTS_BESIDE_HOST} ports lie outside the host's own: \

@@ -240,6 +240,8 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         limits,
         public_addresses: publics.addresses,
         load_balancers,
+        default_outbound: None,
+        snat: network::Snat::default(),
         uplinks,
         host_access,
         timeouts,

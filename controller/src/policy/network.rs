@@ -29,6 +29,8 @@ pub struct Network {
     pub limits: Limits,
     pub public_addresses: Vec<PublicAddress>,
     pub load_balancers: Vec<LoadBalancer>,
+    pub default_outbound: Option<DefaultOutbound>,
+    pub snat: Snat,
     pub uplinks: Vec<Uplink>,
     pub host_access: HostAccess,
     pub timeouts: Timeouts,
@@ -56,6 +58,9 @@ pub struct Subnet {
     pub gateways: Vec<IpAddr>,
     pub group: Option<usize>,
     pub route_table: Option<usize>,
+    /// Azure's `defaultOutboundAccess`: may its guests leave under the shared address ([`Network::default_outbound`])? Off
+    /// unless asked.
+    pub default_outbound: bool,
 }
 
 /// User-defined routes of the subnets that name the table (`reference/azure.md` §1.4, §2.1).
@@ -298,31 +303,100 @@ pub enum Announce {
     Routed,
 }
 
+/// The way out of guests that have no other, in subnets that allow it (scenario 3 of `reference/azure.md` §2.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct DefaultOutbound {
+    /// At most one of each family; used for nothing else.
+    pub public_addresses: Vec<usize>,
+    /// 240..=7200; `None`: `timeouts` of the policy hold.
+    pub idle_timeout_seconds: Option<u32>,
+}
+
+/// What holds for all SNAT ports of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snat {
+    pub refusal: Refusal,
+    /// How long flows on reclaimed ports may go on before they are ended.
+    pub drain_seconds: u32,
+    /// UDP: how long a port stays with its inside socket after the last flow's end; 0 with the profile `azure`.
+    pub udp_hold_seconds: u32,
+}
+
+impl Default for Snat {
+    fn default() -> Self {
+        Self { refusal: Refusal::Silent, drain_seconds: 3600, udp_hold_seconds: 0 }
+    }
+}
+
+/// What a guest is told whose flow is refused for want of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    /// Nothing, as Azure.
+    #[default]
+    Silent,
+    /// ICMP type 3 code 13, or ICMPv6 type 1 code 1 (RFC 6888 REQ-11, RFC 5508 REQ-8).
+    Icmp,
+    /// A RST to TCP, ICMP to others.
+    Reset,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadBalancer {
     pub name: String,
     pub frontends: Vec<Frontend>,
     pub pools: Vec<BackendPool>,
     pub outbound_rules: Vec<OutboundRule>,
+    pub rules: Vec<LoadBalancingRule>,
+    pub nat_rules: Vec<InboundNatRule>,
+    pub probes: Vec<Probe>,
+    pub allocation: Allocation,
+    pub frontend_use: FrontendUse,
+}
+
+/// How many ports a member gets by default when its pool has several frontends (`reference/azure.md` §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Allocation {
+    /// The tier times the frontends, at most 1,024: Azure since 2023.
+    #[default]
+    Min1024,
+    /// The tier on each frontend: Azure's Standard load balancer of 2019.
+    Multiply,
+    /// One frontend for the pool, chosen at random and for good: the Basic load balancer.
+    Basic,
+}
+
+/// In which order a member's ports on several frontends are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FrontendUse {
+    /// One frontend after the other, as Azure does.
+    #[default]
+    Sequential,
+    /// All at once.
+    Spread,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frontend {
     pub name: String,
-    pub public_address: usize,
+    /// All of one family; several if it is a public IP prefix, which only outbound rules may use.
+    pub public_addresses: Vec<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendPool {
     pub name: String,
-    /// (interface, its ip configuration).
+    /// (interface, its ip configuration). A pool may have members of both families; each rule serves those of its
+    /// frontends' family.
     pub members: Vec<(usize, usize)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutboundRule {
     pub name: String,
-    /// Indices into the load balancer's `frontends`.
+    /// Indices into the load balancer's `frontends`, all of one family.
     pub frontends: Vec<usize>,
     /// Index into the load balancer's `pools`.
     pub pool: usize,
@@ -331,6 +405,97 @@ pub struct OutboundRule {
     pub allocated_outbound_ports: u32,
     /// 240..=7200; `None`: `timeouts` of the policy hold.
     pub idle_timeout_seconds: Option<u32>,
+    /// Both sides get a RST when an established TCP flow ends by its idle timeout.
+    pub tcp_reset: bool,
+}
+
+/// What arrives at a frontend's port goes to one of a pool's members.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadBalancingRule {
+    pub name: String,
+    /// Index into the load balancer's `frontends`; that frontend has one address.
+    pub frontend: usize,
+    /// Index into the load balancer's `pools`.
+    pub pool: usize,
+    /// Tcp or Udp; `All` (HA ports) is for internal load balancers, which there are none of.
+    pub protocol: TransportProtocol,
+    pub frontend_port: u16,
+    pub backend_port: u16,
+    pub distribution: Distribution,
+    /// 240..=1800; `None`: `timeouts` of the policy hold.
+    pub idle_timeout_seconds: Option<u32>,
+    pub tcp_reset: bool,
+    /// The packet keeps the frontend's address as destination (`enableFloatingIP`).
+    pub floating_ip: bool,
+    /// The rule gives its pool no outbound ports.
+    pub disable_outbound_snat: bool,
+    /// Index into the load balancer's `probes`.
+    pub probe: Option<usize>,
+}
+
+/// Which packets go to the same member; Azure's `loadDistribution`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Distribution {
+    /// Those of one flow: by all five fields.
+    #[default]
+    Default,
+    /// Those of one client: by source and destination address.
+    #[serde(rename = "SourceIP")]
+    SourceIp,
+    /// Those of one client and protocol.
+    #[serde(rename = "SourceIPProtocol")]
+    SourceIpProtocol,
+}
+
+/// What arrives at a frontend's port, or at one of a range, goes to one member.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InboundNatRule {
+    pub name: String,
+    /// Index into the load balancer's `frontends`; that frontend has one address.
+    pub frontend: usize,
+    /// Tcp, Udp or both.
+    pub protocol: TransportProtocol,
+    pub backend_port: u16,
+    pub idle_timeout_seconds: Option<u32>,
+    pub tcp_reset: bool,
+    pub floating_ip: bool,
+    pub target: NatTarget,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum NatTarget {
+    Single {
+        frontend_port: u16,
+        /// (interface, its ip configuration).
+        member: (usize, usize),
+    },
+    /// Each member of the pool gets one port of the range and keeps it.
+    Range {
+        first: u16,
+        /// Inclusive.
+        last: u16,
+        pool: usize,
+    },
+}
+
+/// How a backend's health is found out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    pub name: String,
+    pub protocol: ProbeProtocol,
+    pub port: u16,
+    /// At least 5, as in Azure.
+    pub interval_seconds: u32,
+    /// So many results in a row change the state; Azure's `probeThreshold`, before `numberOfProbes`.
+    pub threshold: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeProtocol {
+    /// A handshake.
+    Tcp,
+    /// GET of this path, answered 200.
+    Http { path: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -64,6 +64,7 @@ pub fn build(
     used_groups.extend(group);
     let route_table = subnet.route_table.as_ref().and_then(|text| tables.take(text, network, problems));
     network::Subnet {
+        default_outbound: false,
         network,
         prefixes: subnet.prefixes.iter().flatten().map(|prefix| prefix.value).collect(),
         gateways: gateways(&subnet, problems),

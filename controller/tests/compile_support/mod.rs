@@ -84,6 +84,7 @@ pub fn virtual_network(name: &str, id: u16, space: &[&str]) -> VirtualNetwork {
 
 pub fn subnet(name: &str, network: usize, prefix: &str, gateway: &str, group: Option<usize>) -> Subnet {
     Subnet {
+        default_outbound: false,
         name: name.into(),
         network,
         prefixes: vec![prefix.parse().unwrap()],
@@ -126,7 +127,12 @@ pub fn network(members: usize) -> Network {
         public_addresses: vec![public("web", "203.0.113.100", Announce::Proxy)],
         load_balancers: vec![LoadBalancer {
             name: "lb".into(),
-            frontends: vec![Frontend { name: "front".into(), public_address: 0 }],
+            frontends: vec![Frontend { name: "front".into(), public_addresses: vec![0] }],
+            rules: vec![],
+            nat_rules: vec![],
+            probes: vec![],
+            allocation: Default::default(),
+            frontend_use: Default::default(),
             pools: vec![BackendPool { name: "pool".into(), members: (0..members).map(|i| (i, 0)).collect() }],
             outbound_rules: vec![OutboundRule {
                 name: "out".into(),
@@ -135,6 +141,7 @@ pub fn network(members: usize) -> Network {
                 protocol: TransportProtocol::All,
                 allocated_outbound_ports: 0,
                 idle_timeout_seconds: Some(240),
+                tcp_reset: false,
             }],
         }],
         uplinks: vec![Uplink { device: "eth0".into(), hook: Hook::Auto, reserve_host_ports: false }],
