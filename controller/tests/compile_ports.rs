@@ -13,6 +13,7 @@ use portcullis::compile::ports::{
 };
 use portcullis::compile::{Registry, compile};
 use portcullis::policy::network::{Announce, Frontend, Network};
+use portcullis_common::policy::ALLOC_TCP;
 
 const FRONT: [Ipv4Addr; 3] =
     [Ipv4Addr::new(203, 0, 113, 100), Ipv4Addr::new(203, 0, 113, 101), Ipv4Addr::new(203, 0, 113, 102)];
@@ -200,7 +201,7 @@ fn the_image_says_of_every_port_whose_it_is_and_of_every_guest_which_units_it_ha
     for number in 0..120 {
         let endpoint = image.endpoint(number);
         let name = &compiled.members[number as usize];
-        let units = image.units(&endpoint);
+        let units = image.units(&endpoint, ALLOC_TCP);
         assert_eq!(units.len(), 512 / 8);
         let expected: BTreeSet<_> = compiled.ownership.units_of(name).into_iter().collect();
         assert_eq!(units.iter().map(|&(f, u)| (address_of(f), u as u16)).collect::<BTreeSet<_>>(), expected);
@@ -208,7 +209,7 @@ fn the_image_says_of_every_port_whose_it_is_and_of_every_guest_which_units_it_ha
     }
     for frontend in 0..2 {
         for port in 0..=65535u16 {
-            let owner = image.owner(frontend, port).map(|e| compiled.members[e as usize].as_str());
+            let owner = image.owner(frontend, false, port).map(|e| compiled.members[e as usize].as_str());
             assert_eq!(owner, compiled.ownership.owner(address_of(frontend), port));
         }
     }

@@ -70,11 +70,11 @@ fn an_ipv6_configuration_is_an_endpoint_of_its_own_with_a_next_hop_of_its_own() 
     assert_eq!(at(&compiled, 0, "::1"), (0, 0));
     let image = Image { pages: &compiled.pages };
     let (v4, v6) = (image.endpoint(0), image.endpoint(1));
-    assert_eq!((v6.address, v6.network, v6.units), (0, 1, 0));
+    assert_eq!((v6.address, v6.network, v6.alloc[0].segments), (0, 1, 0));
     assert_eq!(v6.address6[0].to_ne_bytes(), [0xfd, 0, 0, 1]);
     assert_eq!(v6.address6[3].to_ne_bytes(), [0, 0, 0, 4]);
     assert_eq!(v4.address6, [0; 4]);
-    assert!(v4.units > 0, "IPv4 has its SNAT ports as before");
+    assert!(v4.alloc[0].ports > 0, "IPv4 has its SNAT ports as before");
     let hop = compiled.guest_hops.iter().find(|hop| hop.name == "vm1/ipconfig6").unwrap();
     assert_eq!((hop.index, hop.address), (v6.next_hop, ip("fd00:1::4")));
     assert_ne!(v4.next_hop, v6.next_hop);

@@ -13,7 +13,7 @@ use portcullis::policy::network::{
 use portcullis_common::clock::ticks;
 use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, HOST_DNS, HOST_ECHO, IDLE_RULES, IDLE_UDP};
 use portcullis_common::policy::{
-    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, FRONTEND_HOST, IN_NETWORK, OUTBOUND_TCP,
+    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, FRONTEND_HOST, IN_NETWORK,
 };
 
 fn at(compiled: &Compiled, network: u16, address: &str) -> (u32, u32) {
@@ -57,8 +57,8 @@ fn every_address_of_the_policy_and_the_host_is_known_for_what_it_is() {
     assert_eq!(image.frontend(0).flags, 0);
     assert_eq!(image.frontend(1).flags, FRONTEND_HOST);
     let own = image.endpoint(2);
-    assert_eq!(own.instance_address.to_ne_bytes(), [203, 0, 113, 7]);
-    assert_eq!((own.network, own.units), (9, 0));
+    assert_eq!(own.instance_address[0].to_ne_bytes(), [203, 0, 113, 7]);
+    assert_eq!((own.network, own.alloc[0].segments), (9, 0));
     let inside = |routing: u16| (routing, 16, [10, 0, 0, 0], IN_NETWORK << 24 | u32::from(routing));
     assert_eq!(compiled.spaces, [inside(0), inside(1), inside(9)]);
 }
@@ -138,9 +138,12 @@ fn settings_have_the_policys_timers_services_and_idle_classes() {
     assert_eq!(settings.idle[IDLE_UDP as usize], ticks(240));
     let image = Image { pages: &compiled.pages };
     let slow = image.endpoint(3);
-    assert_eq!((slow.protocols, slow.idle_class), (OUTBOUND_TCP, IDLE_RULES + 1));
-    assert_eq!(settings.idle[usize::from(slow.idle_class)], ticks(7200));
-    assert_eq!(image.endpoint(0).protocols, 7);
+    assert_eq!(
+        slow.alloc.map(|alloc| (alloc.segments, alloc.idle_class)),
+        [(1, IDLE_RULES + 1), (0, 0), (0, 0)]
+    );
+    assert_eq!(settings.idle[usize::from(slow.alloc[0].idle_class)], ticks(7200));
+    assert_eq!(image.endpoint(0).alloc.map(|alloc| alloc.segments), [1; 3]);
 }
 
 #[test]

@@ -9,8 +9,50 @@ use crate::reason::Reason;
 
 /// One attempt of a bounded search that may be too long to inline; see [`Env::search`].
 pub trait Step<E: Env> {
-    /// Tries candidate `i`; `true` ends the search.
-    fn attempt(env: &E, ctx: &mut Context, i: u32) -> bool;
+    /// Goes one step; `true` ends the search.
+    fn attempt(env: &E, ctx: &mut Context) -> bool;
+}
+
+/// What is limited per CPU and tick.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Budget {
+    /// Flows judged again.
+    Reevaluate = 0,
+    /// Packets of our own: refusals.
+    Answer = 1,
+}
+
+/// What is remembered of a claim that failed: for how long, and how far the search got, 0 if to the end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    pub until: u32,
+    pub resume: u32,
+}
+
+/// Identifies a fragmented datagram (RFC 791 §3.2, RFC 8200 §4.5). Of IPv4 the first word of each address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    /// Network order.
+    pub id: u32,
+    pub network: u16,
+    pub protocol: u8,
+    /// 4 or 6.
+    pub version: u8,
+}
+
+/// What later fragments lack. Network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentPorts {
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// Tick after which the rest is not waited for any more.
+    pub until: u32,
 }
 
 /// Tables, counters and time. Pointers returned stay valid for the rest of the packet; the records behind them are
@@ -35,24 +77,33 @@ pub trait Env: Sized {
     /// [`crate::policy::endpoint_value`] of the address, 0 for none.
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32;
     fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32;
+    /// [`crate::policy::AT_LISTENER`] of a frontend's port (network order), 0 for none.
+    fn listener(&self, generation: u32, address: u32, port: u16, protocol: u8) -> u32;
+    fn listener6(&self, generation: u32, address: &[u32; 4], port: u16, protocol: u8) -> u32;
     /// Next hop towards an address of the world, 0 for none.
     fn route(&self, address: u32) -> u32;
+    fn route6(&self, address: &[u32; 4]) -> u32;
     fn count(&self, reason: Reason, bytes: u32);
     fn count_rule(&self, rule: u32, bytes: u32);
     /// Samples a drop or exhaustion event.
     fn event(&self, ctx: &Context, reason: Reason);
-    /// Until when (tick) claims for this key are known to fail.
-    fn refused_until(&self, key: &FlowKey) -> Option<u32>;
-    fn refuse_until(&self, key: &FlowKey, tick: u32);
+    /// What is remembered of claims that failed for this key.
+    fn refused(&self, key: &FlowKey) -> Option<Refusal>;
+    fn refuse(&self, key: &FlowKey, refusal: Refusal);
+    /// Counts a claim that succeeded at its `n`-th candidate.
+    fn tried(&self, n: u32);
+    /// The ports of a fragmented datagram, if its first fragment has been seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts);
     /// [`crate::flow::insert`] of `ctx.claim`. Here and not called directly, because in the kernel it is a function that the
     /// verifier checks once instead of at each of its calls.
     fn insert(&self, ctx: &mut Context) -> Taken;
     /// The same of `ctx.claim6` into the table for IPv6.
     fn insert6(&self, ctx: &mut Context) -> Taken;
-    /// Takes one from this CPU's and tick's budget of flows judged again; `false` if there is none left.
-    fn may_reevaluate(&self, now: u32, budget: u32) -> bool;
+    /// Takes one from a budget of this CPU and tick; `false` if there is none left.
+    fn spend(&self, which: Budget, now: u32, budget: u32) -> bool;
     /// Look-ups only: nothing is claimed, learned or prolonged. Constant for a program.
     fn dry_run(&self) -> bool;
-    /// Runs `S::attempt` for 0.. below `n` until one says it is done. The context passed on is the packet's own.
+    /// Runs `S::attempt` until one says it is done, at most `n` times. The context passed on is the packet's own.
     fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32);
 }

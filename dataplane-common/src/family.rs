@@ -4,7 +4,13 @@
 use crate::engine::{Context, Stage};
 use crate::env::Env;
 use crate::flow;
-use crate::layout::{Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_FLOW};
+use crate::layout::{
+    Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_FLOW, KIND_MAPPING, NextHop,
+    WORLD,
+};
+use crate::packet::headers::TCP;
+use crate::packet::rewrite::Tuple;
+use crate::policy::{Endpoint, Frontend};
 
 /// IPv4 or IPv6, at compile time.
 pub trait Family: Copy {
@@ -16,15 +22,53 @@ pub trait Family: Copy {
     /// The stages of this family.
     const CLASSIFY: Stage;
     const CLAIM: Stage;
+    const REFUSE: Stage;
 
     fn source(ctx: &Context) -> Self::Address;
     fn destination(ctx: &Context) -> Self::Address;
     /// The key of the packet under way.
     fn key(ctx: &Context) -> &Self::Key;
-    /// The key of its flow's answers, seen in `network`.
-    fn answer(ctx: &Context, network: u16) -> Self::Key;
-    /// Where [`Env::insert`] takes its key from.
-    fn set_claim(ctx: &mut Context, key: &Self::Key);
+    /// The key that [`Env::insert`] inserts; the four below write it.
+    fn claimed(ctx: &Context) -> &Self::Key;
+    /// That of the packet itself.
+    fn claim_own(ctx: &mut Context);
+    /// That of its flow's answers, seen in `network`.
+    fn claim_answer(ctx: &mut Context, network: u16);
+    /// That under which the packet's inside socket has its port, see [`KIND_MAPPING`].
+    fn claim_inside(ctx: &mut Context);
+    /// That under which a public port has its inside socket.
+    fn claim_outside(ctx: &mut Context, address: Self::Address, port: u16);
+    /// Leaves of a key what tells clients apart without their ports.
+    fn only_addresses(key: &mut Self::Key, protocol: u8);
+    /// What refusals are remembered by: the guest, and of TCP the destination.
+    fn refusal(ctx: &Context, seed: &[u64; 2]) -> FlowKey;
+
+    /// The packet keeps its addresses and ports.
+    fn keep(ctx: &mut Context);
+    fn new_source(ctx: &Context) -> Self::Address;
+    fn new_destination(ctx: &Context) -> Self::Address;
+    fn set_new_source(ctx: &mut Context, address: Self::Address);
+    fn set_new_destination(ctx: &mut Context, address: Self::Address);
+    /// Puts the translation of a record into the context.
+    ///
+    /// # Safety
+    /// `record` is a slot of this family's table.
+    unsafe fn load_new(ctx: &mut Context, record: *const HalfRecord);
+    /// The addresses of the translation that [`flow::publish`] does not write.
+    ///
+    /// # Safety
+    /// `record` is a slot of this family's table, and the caller owns it.
+    unsafe fn set_new(record: *mut HalfRecord, source: Self::Address, destination: Self::Address);
+    /// The last 32 bits of an address, for [`FlowKey`] and [`Tuple`].
+    fn short(address: Self::Address) -> u32;
+    /// An IPv6 address; nothing of IPv4.
+    fn wide(address: Self::Address) -> [u32; 4];
+
+    fn of_endpoint(endpoint: &Endpoint) -> Self::Address;
+    fn of_instance(endpoint: &Endpoint) -> Self::Address;
+    fn of_gateway(endpoint: &Endpoint) -> Self::Address;
+    fn of_frontend(frontend: &Frontend) -> Self::Address;
+    fn of_next_hop(hop: &NextHop) -> Self::Address;
 
     /// This host itself, or nothing that a gateway may forward (RFC 6890).
     fn never_forwarded(address: Self::Address) -> bool;
@@ -48,6 +92,10 @@ pub trait Family: Copy {
 
     fn space<E: Env>(env: &E, generation: u32, routing: u16, address: Self::Address) -> u32;
     fn endpoint<E: Env>(env: &E, generation: u32, network: u16, address: Self::Address) -> u32;
+    /// [`crate::policy::AT_LISTENER`] of a frontend's port, 0 for none.
+    fn listener<E: Env>(env: &E, generation: u32, address: Self::Address, port: u16, protocol: u8) -> u32;
+    /// Next hop towards an address of the world, 0 for none.
+    fn route<E: Env>(env: &E, address: Self::Address) -> u32;
     fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken;
 }
@@ -65,6 +113,7 @@ impl Family for V4 {
     type Bucket = Bucket;
     const CLASSIFY: Stage = Stage::Classify;
     const CLAIM: Stage = Stage::Claim;
+    const REFUSE: Stage = Stage::Refuse;
 
     #[inline(always)]
     fn source(ctx: &Context) -> u32 {
@@ -79,8 +128,16 @@ impl Family for V4 {
         &ctx.key
     }
     #[inline(always)]
-    fn answer(ctx: &Context, network: u16) -> FlowKey {
-        FlowKey {
+    fn claimed(ctx: &Context) -> &FlowKey {
+        &ctx.claim
+    }
+    #[inline(always)]
+    fn claim_own(ctx: &mut Context) {
+        ctx.claim = ctx.key;
+    }
+    #[inline(always)]
+    fn claim_answer(ctx: &mut Context, network: u16) {
+        ctx.claim = FlowKey {
             source: ctx.new.destination,
             destination: ctx.new.source,
             source_port: ctx.new.destination_port,
@@ -88,11 +145,95 @@ impl Family for V4 {
             network,
             protocol: ctx.key.protocol,
             kind: KIND_FLOW,
-        }
+        };
     }
     #[inline(always)]
-    fn set_claim(ctx: &mut Context, key: &FlowKey) {
-        ctx.claim = *key;
+    fn claim_inside(ctx: &mut Context) {
+        ctx.claim = FlowKey { destination: 0, destination_port: 0, kind: KIND_MAPPING, ..ctx.key };
+    }
+    #[inline(always)]
+    fn claim_outside(ctx: &mut Context, address: u32, port: u16) {
+        ctx.claim = FlowKey {
+            source: 0,
+            destination: address,
+            source_port: 0,
+            destination_port: port,
+            network: WORLD,
+            protocol: ctx.key.protocol,
+            kind: KIND_MAPPING,
+        };
+    }
+    #[inline(always)]
+    fn only_addresses(key: &mut FlowKey, protocol: u8) {
+        key.source_port = 0;
+        key.destination_port = 0;
+        key.protocol = protocol;
+    }
+    #[inline(always)]
+    fn refusal(ctx: &Context, _seed: &[u64; 2]) -> FlowKey {
+        let (destination, destination_port) =
+            if ctx.key.protocol == TCP { (ctx.key.destination, ctx.key.destination_port) } else { (0, 0) };
+        FlowKey { destination, destination_port, source_port: 0, ..ctx.key }
+    }
+    #[inline(always)]
+    fn keep(ctx: &mut Context) {
+        ctx.new = Tuple {
+            source: ctx.key.source,
+            destination: ctx.key.destination,
+            source_port: ctx.key.source_port,
+            destination_port: ctx.key.destination_port,
+        };
+    }
+    #[inline(always)]
+    fn new_source(ctx: &Context) -> u32 {
+        ctx.new.source
+    }
+    #[inline(always)]
+    fn new_destination(ctx: &Context) -> u32 {
+        ctx.new.destination
+    }
+    #[inline(always)]
+    fn set_new_source(ctx: &mut Context, address: u32) {
+        ctx.new.source = address;
+    }
+    #[inline(always)]
+    fn set_new_destination(ctx: &mut Context, address: u32) {
+        ctx.new.destination = address;
+    }
+    #[inline(always)]
+    unsafe fn load_new(ctx: &mut Context, record: *const HalfRecord) {
+        // SAFETY: the caller vouches for `record`.
+        ctx.new = unsafe { tuple(record) };
+    }
+    #[inline(always)]
+    unsafe fn set_new(_record: *mut HalfRecord, _source: u32, _destination: u32) {}
+    #[inline(always)]
+    fn short(address: u32) -> u32 {
+        address
+    }
+    #[inline(always)]
+    fn wide(_address: u32) -> [u32; 4] {
+        [0; 4]
+    }
+    #[inline(always)]
+    fn of_endpoint(endpoint: &Endpoint) -> u32 {
+        endpoint.address
+    }
+    #[inline(always)]
+    fn of_instance(endpoint: &Endpoint) -> u32 {
+        endpoint.instance_address[0]
+    }
+    #[inline(always)]
+    fn of_gateway(endpoint: &Endpoint) -> u32 {
+        endpoint.gateway[0]
+    }
+    #[inline(always)]
+    fn of_frontend(frontend: &Frontend) -> u32 {
+        frontend.address
+    }
+    #[inline(always)]
+    fn of_next_hop(hop: &NextHop) -> u32 {
+        hop.address
     }
     /// 0/8, 127/8 and 169.254/16.
     #[inline(always)]
@@ -141,12 +282,36 @@ impl Family for V4 {
         env.endpoint(generation, network, address)
     }
     #[inline(always)]
+    fn listener<E: Env>(env: &E, generation: u32, address: u32, port: u16, protocol: u8) -> u32 {
+        env.listener(generation, address, port, protocol)
+    }
+    #[inline(always)]
+    fn route<E: Env>(env: &E, address: u32) -> u32 {
+        env.route(address)
+    }
+    #[inline(always)]
     fn address_class<E: Env>(env: &E, generation: u32, address: u32) -> u32 {
         env.address_class(generation, address)
     }
     #[inline(always)]
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
         env.insert(ctx)
+    }
+}
+
+/// The translation that a record of either family begins with.
+///
+/// # Safety
+/// `record` points into a flow table.
+#[inline(always)]
+unsafe fn tuple(record: *const HalfRecord) -> Tuple {
+    // SAFETY: the caller vouches for `record`.
+    let r = unsafe { &*record };
+    Tuple {
+        source: r.new_source,
+        destination: r.new_destination,
+        source_port: r.new_source_port,
+        destination_port: r.new_destination_port,
     }
 }
 
@@ -163,6 +328,7 @@ impl Family for V6 {
     type Bucket = Bucket6;
     const CLASSIFY: Stage = Stage::Classify6;
     const CLAIM: Stage = Stage::Claim6;
+    const REFUSE: Stage = Stage::Refuse6;
 
     #[inline(always)]
     fn source(ctx: &Context) -> [u32; 4] {
@@ -177,24 +343,119 @@ impl Family for V6 {
         &ctx.key6
     }
     #[inline(always)]
-    fn answer(ctx: &Context, network: u16) -> FlowKey6 {
-        FlowKey6 {
-            key: FlowKey {
-                source: ctx.key.destination,
-                destination: ctx.key.source,
-                source_port: ctx.key.destination_port,
-                destination_port: ctx.key.source_port,
-                network,
-                protocol: ctx.key.protocol,
-                kind: KIND_FLOW,
-            },
-            source: ctx.key6.destination,
-            destination: ctx.key6.source,
+    fn claimed(ctx: &Context) -> &FlowKey6 {
+        &ctx.claim6
+    }
+    #[inline(always)]
+    fn claim_own(ctx: &mut Context) {
+        ctx.claim6 = ctx.key6;
+    }
+    #[inline(always)]
+    fn claim_answer(ctx: &mut Context, network: u16) {
+        V4::claim_answer(ctx, network);
+        ctx.claim6.key = ctx.claim;
+        ctx.claim6.source = ctx.new6.destination;
+        ctx.claim6.destination = ctx.new6.source;
+    }
+    #[inline(always)]
+    fn claim_inside(ctx: &mut Context) {
+        V4::claim_inside(ctx);
+        ctx.claim6.key = ctx.claim;
+        ctx.claim6.source = ctx.key6.source;
+        ctx.claim6.destination = [0; 4];
+    }
+    #[inline(always)]
+    fn claim_outside(ctx: &mut Context, address: [u32; 4], port: u16) {
+        V4::claim_outside(ctx, address[3], port);
+        ctx.claim6.key = ctx.claim;
+        ctx.claim6.source = [0; 4];
+        ctx.claim6.destination = address;
+    }
+    #[inline(always)]
+    fn only_addresses(key: &mut FlowKey6, protocol: u8) {
+        V4::only_addresses(&mut key.key, protocol);
+    }
+    /// The addresses' hash stands for them: 64 bits that nobody outside can choose.
+    #[inline(always)]
+    fn refusal(ctx: &Context, seed: &[u64; 2]) -> FlowKey {
+        let mut key = ctx.key6;
+        key.key = V4::refusal(ctx, seed);
+        if ctx.key.protocol != TCP {
+            key.destination = [0; 4];
+        }
+        let hash = Self::hash(&key, seed);
+        FlowKey { source: hash as u32, destination: (hash >> 32) as u32, ..key.key }
+    }
+    #[inline(always)]
+    fn keep(ctx: &mut Context) {
+        V4::keep(ctx);
+        ctx.new6.source = ctx.key6.source;
+        ctx.new6.destination = ctx.key6.destination;
+    }
+    #[inline(always)]
+    fn new_source(ctx: &Context) -> [u32; 4] {
+        ctx.new6.source
+    }
+    #[inline(always)]
+    fn new_destination(ctx: &Context) -> [u32; 4] {
+        ctx.new6.destination
+    }
+    #[inline(always)]
+    fn set_new_source(ctx: &mut Context, address: [u32; 4]) {
+        ctx.new.source = address[3];
+        ctx.new6.source = address;
+    }
+    #[inline(always)]
+    fn set_new_destination(ctx: &mut Context, address: [u32; 4]) {
+        ctx.new.destination = address[3];
+        ctx.new6.destination = address;
+    }
+    #[inline(always)]
+    unsafe fn load_new(ctx: &mut Context, record: *const HalfRecord) {
+        // SAFETY: the caller vouches for `record`, which is the first part of the wide one.
+        unsafe {
+            ctx.new = tuple(record);
+            let wide = record.cast::<HalfRecord6>();
+            ctx.new6.source = (*wide).new_source;
+            ctx.new6.destination = (*wide).new_destination;
         }
     }
     #[inline(always)]
-    fn set_claim(ctx: &mut Context, key: &FlowKey6) {
-        ctx.claim6 = *key;
+    unsafe fn set_new(record: *mut HalfRecord, source: [u32; 4], destination: [u32; 4]) {
+        // SAFETY: as above, and the slot is the caller's.
+        unsafe {
+            let wide = record.cast::<HalfRecord6>();
+            (*wide).new_source = source;
+            (*wide).new_destination = destination;
+        }
+    }
+    #[inline(always)]
+    fn short(address: [u32; 4]) -> u32 {
+        address[3]
+    }
+    #[inline(always)]
+    fn wide(address: [u32; 4]) -> [u32; 4] {
+        address
+    }
+    #[inline(always)]
+    fn of_endpoint(endpoint: &Endpoint) -> [u32; 4] {
+        endpoint.address6
+    }
+    #[inline(always)]
+    fn of_instance(endpoint: &Endpoint) -> [u32; 4] {
+        endpoint.instance_address
+    }
+    #[inline(always)]
+    fn of_gateway(endpoint: &Endpoint) -> [u32; 4] {
+        endpoint.gateway
+    }
+    #[inline(always)]
+    fn of_frontend(frontend: &Frontend) -> [u32; 4] {
+        frontend.address6
+    }
+    #[inline(always)]
+    fn of_next_hop(hop: &NextHop) -> [u32; 4] {
+        hop.address6
     }
     /// ::/96 (unspecified, loopback, IPv4-compatible), ::ffff:0:0/96 (IPv4-mapped) and fe80::/10.
     #[inline(always)]
@@ -261,6 +522,14 @@ impl Family for V6 {
     #[inline(always)]
     fn endpoint<E: Env>(env: &E, generation: u32, network: u16, address: [u32; 4]) -> u32 {
         env.endpoint6(generation, network, &address)
+    }
+    #[inline(always)]
+    fn listener<E: Env>(env: &E, generation: u32, address: [u32; 4], port: u16, protocol: u8) -> u32 {
+        env.listener6(generation, &address, port, protocol)
+    }
+    #[inline(always)]
+    fn route<E: Env>(env: &E, address: [u32; 4]) -> u32 {
+        env.route6(&address)
     }
     #[inline(always)]
     fn address_class<E: Env>(env: &E, generation: u32, address: [u32; 4]) -> u32 {

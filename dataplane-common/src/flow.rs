@@ -30,6 +30,8 @@ pub const FLAG_FORWARD: u8 = 1;
 pub const FLAG_SNAT: u8 = 2;
 /// A [`crate::layout::KIND_MAPPING`] pair stands behind the flow and must outlive it.
 pub const FLAG_MAPPED: u8 = 4;
+/// Both sides get a RST when the flow idles out (`enableTcpReset`).
+pub const FLAG_RESET: u8 = 8;
 
 impl Ctl {
     #[inline(always)]
@@ -402,8 +404,9 @@ pub fn common_generation(a: Taken, b: Taken) -> u32 {
 pub struct Body {
     pub peer: u32,
     pub deadline: u32,
-    pub next_hop: u16,
-    pub ingress: u16,
+    /// Made by [`crate::layout::hops`].
+    pub hops: u32,
+    /// Of IPv6 the last 32 bits; the caller writes the rest ([`Family::set_new`]) while the slot is its own.
     pub new_source: u32,
     pub new_destination: u32,
     pub new_source_port: u16,
@@ -422,15 +425,15 @@ pub fn publish<F: Family, E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) 
     unsafe {
         (*r).peer = body.peer;
         (*r).deadline = body.deadline;
-        (*r).next_hop = body.next_hop;
-        (*r).ingress = body.ingress;
+        (*r).hops = body.hops;
         (*r).new_source = body.new_source;
         (*r).new_destination = body.new_destination;
         (*r).new_source_port = body.new_source_port;
         (*r).new_destination_port = body.new_destination_port;
         (*r).rule = body.rule;
         (*r).packets = 0;
-        (*r).bytes = 0;
+        (*r).bytes_low = 0;
+        (*r).ack = 0;
         atomic::exchange(&raw mut (*r).ctl, ctl.0);
     }
 }

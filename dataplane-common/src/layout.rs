@@ -3,7 +3,7 @@
 //! new [`ABI`], and with it a new pin directory.
 
 /// Version of everything in this file and in [`crate::policy`].
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Network id of the world outside; virtual networks have 1..=65535.
 pub const WORLD: u16 = 0;
@@ -46,8 +46,22 @@ pub struct Settings {
     pub epoch: u32,
     /// Flows with another stamp that may be judged again, per tick and CPU; 0: flows stay as they were judged.
     pub reevaluate: u32,
+    /// `REFUSAL_*`: what a guest is told whose flow is refused for want of a port.
+    pub refusal: u32,
+    /// Answers of our own (refusals) that may be sent, per tick and CPU.
+    pub answers: u32,
+    /// Ticks a UDP port stays with its inside socket after its flows have idled out.
+    pub udp_hold: u32,
+    pub pad: u32,
     pub services: [Service; 16],
 }
+
+/// Silence.
+pub const REFUSAL_SILENT: u32 = 0;
+/// ICMP "communication administratively prohibited".
+pub const REFUSAL_ICMP: u32 = 1;
+/// RST to TCP, ICMP to the rest.
+pub const REFUSAL_RESET: u32 = 2;
 
 pub const HOST_DHCP: u32 = 1;
 pub const HOST_DNS: u32 = 2;
@@ -97,6 +111,9 @@ pub const DEVICE_UPLINK: u8 = 2;
 /// Number of next hops; index 0 is none, 1 is this host.
 pub const NEXT_HOP_SLOTS: u32 = 4096;
 pub const NEXT_HOP_HOST: u16 = 1;
+/// Back in: a guest's packet to one of our own public addresses leaves by this hop and arrives from it (ADR 0007). The
+/// last slot, so that no index handed out before it existed is taken.
+pub const NEXT_HOP_LOOP: u16 = NEXT_HOP_SLOTS as u16 - 1;
 
 /// Where a flow's packets go: device and hardware address. Indices are handed out by the controller and stay with
 /// the same guest or gateway across generations and restarts, because live flows refer to them.
@@ -156,6 +173,8 @@ pub const HOP_NONE: u8 = 0;
 pub const HOP_HOST: u8 = 1;
 pub const HOP_GUEST: u8 = 2;
 pub const HOP_WORLD: u8 = 3;
+/// [`NEXT_HOP_LOOP`].
+pub const HOP_LOOP: u8 = 4;
 pub const HOP_FLAG_RESOLVED: u8 = 1;
 /// The policy names the hardware address; never learned from packets.
 pub const HOP_FLAG_PINNED: u8 = 2;
@@ -194,10 +213,8 @@ pub struct HalfRecord {
     pub peer: u32,
     /// The last tick at which this direction alone keeps the flow alive.
     pub deadline: u32,
-    /// Next hop of this direction's packets.
-    pub next_hop: u16,
-    /// Next hop that stands for where this direction's packets come *from*; for guests checked on every packet.
-    pub ingress: u16,
+    /// `bytes_high:8 | ingress:12 | next_hop:12`, see the methods of these names.
+    pub hops: u32,
     /// The packet's addresses and ports after translation, network order.
     pub new_source: u32,
     pub new_destination: u32,
@@ -207,7 +224,37 @@ pub struct HalfRecord {
     pub rule: u32,
     /// Packets of this direction; two CPUs at once may lose a count, never more than the race.
     pub packets: u32,
-    pub bytes: u64,
+    /// The lower 32 bits of this direction's bytes.
+    pub bytes_low: u32,
+    /// TCP: the last acknowledgement number this direction sent, network order. Who wants to end the flow must know what
+    /// each side expects next (RFC 5961 §3.2).
+    pub ack: u32,
+}
+
+impl HalfRecord {
+    /// Next hop of this direction's packets.
+    #[inline(always)]
+    pub const fn next_hop(&self) -> u16 {
+        (self.hops & 0xfff) as u16
+    }
+
+    /// Next hop that stands for where this direction's packets come *from*; for guests checked on every packet.
+    #[inline(always)]
+    pub const fn ingress(&self) -> u16 {
+        (self.hops >> 12 & 0xfff) as u16
+    }
+
+    /// Bytes of this direction's packets, modulo 2^40.
+    #[inline(always)]
+    pub const fn bytes(&self) -> u64 {
+        (self.hops as u64 >> 24) << 32 | self.bytes_low as u64
+    }
+}
+
+/// [`HalfRecord::hops`] of a new flow.
+#[inline(always)]
+pub const fn hops(next_hop: u16, ingress: u16) -> u32 {
+    (next_hop as u32 & 0xfff) | (ingress as u32 & 0xfff) << 12
 }
 
 /// In [`HalfRecord::rule`]: the rule's id; the bits above are [`Settings::epoch`] at the time.
@@ -222,8 +269,9 @@ pub struct HalfRecord6 {
     pub half: HalfRecord,
     pub source: [u32; 4],
     pub destination: [u32; 4],
-    /// Room for the addresses after translation, which no IPv6 flow has yet.
-    pub room: [u32; 8],
+    /// The packet's addresses after translation, as they stand in it.
+    pub new_source: [u32; 4],
+    pub new_destination: [u32; 4],
 }
 
 /// What identifies one direction of an IPv6 flow.
@@ -318,8 +366,10 @@ const _: () = {
         core::mem::offset_of!(NextHop, mac).is_multiple_of(2)
             && core::mem::offset_of!(NextHop, source_mac).is_multiple_of(2)
     );
-    assert!(size_of::<Settings>() == 96 + 128);
-    assert!(size_of::<Control>() == 32 + 2 * 224);
+    assert!(size_of::<Settings>() == 112 + 128);
+    assert!(size_of::<Control>() == 32 + 2 * 240);
+    // Next hops fit the twelve bits that a half-record has for each.
+    assert!(NEXT_HOP_SLOTS == 1 << 12);
     assert!(size_of::<Event>() == 72);
 };
 

@@ -50,12 +50,20 @@ pub struct Header {
     pub rules: u32,
     /// `u32` units of the endpoints' allocations: frontend << 16 | unit; a unit is 8 ports (design §5).
     pub units: u32,
+    /// [`Segment`] records.
+    pub segments: u32,
     /// [`Frontend`] records.
     pub frontends: u32,
-    /// For each frontend 8,192 `u16`: the endpoint + 1 that owns the unit, 0 nobody.
+    /// For each frontend 2 times 8,192 `u16`, of TCP and of UDP ([`owner_entry`]): the endpoint + 1 that owns the unit,
+    /// 0 nobody. Units that drain have their owner still.
     pub owners: u32,
+    /// [`Listener`] records.
+    pub listeners: u32,
+    /// `u16` slots of the listeners: endpoint + 1 of a backend that takes new flows, 0 none.
+    pub slots: u32,
     pub endpoints_used: u32,
     pub frontends_used: u32,
+    pub listeners_used: u32,
 }
 
 /// One address of one guest: an IP configuration with its groups, next hop and way out.
@@ -71,28 +79,97 @@ pub struct Endpoint {
     pub subnet_outbound: u32,
     pub subnet_inbound: u32,
     pub nic_inbound: u32,
-    /// Instance-level public IP in network order, 0 without.
-    pub instance_address: u32,
-    /// First unit of its allocation in `units`.
-    pub first_unit: u32,
-    /// Units it owns; 0: no outbound rule.
-    pub units: u32,
-    /// `OUTBOUND_*`: protocols the outbound rule translates.
-    pub protocols: u8,
-    /// Idle class for flows of the outbound rule; `IDLE_RULES..` or 0 for the global timers.
-    pub idle_class: u8,
-    /// Where its destinations are looked up in `spaces`: its virtual network's id, or that of a route table in it.
-    pub routing: u16,
-    /// The address of an IPv6 configuration as it stands in the packet; `address` is then 0.
-    pub address6: [u32; 4],
     /// Ruleset asked before the groups, outbound; 0 for none. See [`rule_action`].
     pub platform_outbound: u32,
+    /// Where its destinations are looked up in `spaces`: its virtual network's id, or that of a route table in it.
+    pub routing: u16,
+    /// 1: an IPv6 configuration; `address` is then 0.
+    pub v6: u8,
+    /// 1: it has an instance-level public IP.
+    pub instance: u8,
+    /// The address of an IPv6 configuration as it stands in the packet.
+    pub address6: [u32; 4],
+    /// Instance-level public IP as it stands in the packet; of IPv4 the first word.
+    pub instance_address: [u32; 4],
+    /// Its gateway's address, from which errors come; of IPv4 the first word.
+    pub gateway: [u32; 4],
+    /// Its SNAT ports for TCP, UDP and echo, by [`alloc_of`].
+    pub alloc: [Alloc; 3],
+}
+
+/// The ports one endpoint may claim for one protocol.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Alloc {
+    /// First of its [`Segment`]s; they are used up one after the other.
+    pub first_segment: u32,
+    /// 0: no outbound method for this protocol.
+    pub segments: u16,
+    /// Idle class of its flows: `IDLE_RULES..`, or 0 for the global timers.
+    pub idle_class: u8,
+    /// `ALLOC_*`.
+    pub flags: u8,
+    /// Ports in all its segments.
+    pub ports: u32,
     pub pad: u32,
 }
 
-pub const OUTBOUND_TCP: u8 = 1;
-pub const OUTBOUND_UDP: u8 = 2;
-pub const OUTBOUND_ICMP: u8 = 4;
+/// Established TCP flows that idle out end with a RST to both sides.
+pub const ALLOC_RESET: u8 = 1;
+
+pub const ALLOC_TCP: usize = 0;
+pub const ALLOC_UDP: usize = 1;
+pub const ALLOC_ECHO: usize = 2;
+
+/// Which of an endpoint's allocations a protocol draws on; `None`: it has no ports.
+#[inline(always)]
+pub const fn alloc_of(protocol: u8) -> Option<usize> {
+    match protocol {
+        6 => Some(ALLOC_TCP),
+        17 => Some(ALLOC_UDP),
+        1 | 58 => Some(ALLOC_ECHO),
+        _ => None,
+    }
+}
+
+/// Units that are tried together, in one permutation.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Segment {
+    /// First in `units`.
+    pub first_unit: u32,
+    pub units: u32,
+}
+
+/// What listens at a port of a frontend: a load balancing rule or an inbound NAT rule.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Listener {
+    /// First of its `slots`, and their number less one (a power of two less one). A NAT rule has one slot.
+    pub first_slot: u32,
+    pub mask: u32,
+    /// Network order.
+    pub backend_port: u16,
+    /// `DISTRIBUTE_*`.
+    pub distribution: u8,
+    /// `LISTENER_*`.
+    pub flags: u8,
+    /// Idle class of its flows: `IDLE_RULES..`, or 0 for the global timers.
+    pub idle_class: u8,
+    pub pad: [u8; 3],
+}
+
+/// The destination address stays the frontend's.
+pub const LISTENER_FLOATING: u8 = 1;
+/// Established TCP flows that idle out end with a RST to both sides.
+pub const LISTENER_RESET: u8 = 2;
+
+/// By all five fields.
+pub const DISTRIBUTE_FLOW: u8 = 0;
+/// By source and destination address.
+pub const DISTRIBUTE_SOURCE: u8 = 1;
+/// By both addresses and the protocol.
+pub const DISTRIBUTE_SOURCE_PROTOCOL: u8 = 2;
 
 /// One group in one direction, seen from one virtual network (what `VirtualNetwork` means depends on it).
 ///
@@ -163,10 +240,13 @@ pub const RULE_NONE: u32 = 0;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Frontend {
-    /// Network order.
+    /// Network order; 0 for an IPv6 one.
     pub address: u32,
     /// `FRONTEND_*`.
     pub flags: u32,
+    pub pad: [u32; 2],
+    /// As it stands in the packet.
+    pub address6: [u32; 4],
 }
 
 /// The host has this address too: what SNAT does not own there is the host's.
@@ -177,14 +257,23 @@ pub const UNIT_PORTS: u32 = 8;
 /// Units of an address: 65,536 / 8.
 pub const ADDRESS_UNITS: u32 = 8192;
 
-/// Key of the endpoints map.
+/// Index in `owners`.
+#[inline(always)]
+pub const fn owner_entry(frontend: u32, udp: bool, unit: u32) -> u32 {
+    (frontend * 2 + udp as u32) * ADDRESS_UNITS + unit
+}
+
+/// Key of the endpoints map. Port and protocol are 0 but for listeners.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct EndpointKey {
     /// Network order.
     pub address: u32,
     pub network: u16,
-    pub pad: u16,
+    /// Network order.
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: [u8; 3],
 }
 
 /// Key of the endpoints6 map.
@@ -194,7 +283,10 @@ pub struct EndpointKey6 {
     /// As it stands in the packet.
     pub address: [u32; 4],
     pub network: u16,
-    pub pad: u16,
+    /// Network order.
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: [u8; 3],
 }
 
 /// What the spaces map says of an address: `kind << 24 | argument`; 0 is "outside".
@@ -234,17 +326,22 @@ pub const AT_HOST: u32 = 4;
 /// In a virtual network: a gateway address that no device of the host carries; answers echo through the host only.
 /// In the world: a public address of the policy in no use.
 pub const AT_UNUSED: u32 = 5;
+/// In the world, with port and protocol: the index is its listener.
+pub const AT_LISTENER: u32 = 6;
 /// Or'ed into the kind: the datapath answers ARP for it on the uplinks (`announce: proxy`).
 pub const AT_PROXY: u32 = 0x80;
 
 const _: () = {
     assert!(size_of::<Page>() == PAGE_BYTES);
     assert!(size_of::<Header>() <= PAGE_BYTES);
-    assert!(size_of::<Endpoint>() == 64);
+    assert!(size_of::<Endpoint>() == 128);
+    assert!(size_of::<Alloc>() == 16);
+    assert!(size_of::<Segment>() == 8);
+    assert!(size_of::<Listener>() == 16);
     assert!(size_of::<Ruleset>() == 64);
-    assert!(size_of::<Frontend>() == 8);
-    assert!(size_of::<EndpointKey>() == 8);
-    assert!(size_of::<EndpointKey6>() == 20);
+    assert!(size_of::<Frontend>() == 32);
+    assert!(size_of::<EndpointKey>() == 12);
+    assert!(size_of::<EndpointKey6>() == 24);
 };
 
 #[cfg(feature = "user")]
@@ -259,6 +356,8 @@ mod pod {
         super::Page,
         super::Header,
         super::Endpoint,
+        super::Segment,
+        super::Listener,
         super::Ruleset,
         super::Frontend,
         super::EndpointKey,

@@ -54,11 +54,9 @@ reasons! {
     Malformed = "malformed", true;
     /// An EtherType that is neither IPv4, IPv6 nor ARP, from a guest.
     EtherType = "ethertype", true;
-    /// IPv6 to the outside, which this version does not translate.
-    Ipv6 = "ipv6_not_translated", true;
     /// A VLAN tag on a device that the policy declares untagged.
     Vlan = "vlan_tag", true;
-    /// A fragment: its ports are unknown.
+    /// A fragment whose first part, with the ports, has not been seen; or one cut to deceive.
     Fragment = "fragment", true;
     /// An ICMP error, which this version does not translate.
     IcmpError = "icmp_error", true;
@@ -98,8 +96,6 @@ reasons! {
     NoFlow = "no_flow", true;
     /// Addressed to a public address of ours where nothing listens.
     NoListener = "no_listener", true;
-    /// A guest talking to a public address of this gateway.
-    Hairpin = "hairpin", true;
     /// No route to the world for this destination.
     NoRoute = "no_route", true;
     /// The time to live ran out here.
@@ -128,6 +124,8 @@ reasons! {
     RouteNone = "route_to_nowhere", true;
     /// A route through a virtual network gateway, which this host is not.
     NoGateway = "no_virtual_network_gateway", true;
+    /// A load balancing rule of which no backend takes new flows.
+    NoBackend = "no_healthy_backend", true;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

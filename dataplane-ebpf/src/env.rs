@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::engine::{self, Context};
-use portcullis_common::env::{Env, Step};
+use portcullis_common::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
 use portcullis_common::family::{V4, V6};
 use portcullis_common::flow::{self, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
@@ -76,9 +76,9 @@ fn bytes(address: &[u32; 4]) -> [u8; 16] {
     unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(*address) }
 }
 
-unsafe extern "C" fn step<const SLOT: u32, S: Step<Maps<SLOT>>>(i: u32, _: *mut core::ffi::c_void) -> i64 {
+unsafe extern "C" fn step<const SLOT: u32, S: Step<Maps<SLOT>>>(_: u32, _: *mut core::ffi::c_void) -> i64 {
     let Some(ctx) = scratch::<SLOT>() else { return 1 };
-    S::attempt(&Maps::<SLOT>, ctx, i) as i64
+    S::attempt(&Maps::<SLOT>, ctx) as i64
 }
 
 impl<const SLOT: u32> Env for Maps<SLOT> {
@@ -143,17 +143,41 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32 {
         let Some(map) = ENDPOINTS6.get(generation & 1) else { return 0 };
         // SAFETY: as for `endpoint`.
-        unsafe { map.get(EndpointKey6 { address: *address, network, pad: 0 }) }.copied().unwrap_or(0)
+        unsafe { map.get(EndpointKey6 { address: *address, network, port: 0, protocol: 0, pad: [0; 3] }) }
+            .copied()
+            .unwrap_or(0)
+    }
+    #[inline(always)]
+    fn listener(&self, generation: u32, address: u32, port: u16, protocol: u8) -> u32 {
+        let Some(map) = ENDPOINTS.get(generation & 1) else { return 0 };
+        // SAFETY: as for `endpoint`.
+        unsafe { map.get(EndpointKey { address, network: 0, port, protocol, pad: [0; 3] }) }
+            .copied()
+            .unwrap_or(0)
+    }
+    #[inline(always)]
+    fn listener6(&self, generation: u32, address: &[u32; 4], port: u16, protocol: u8) -> u32 {
+        let Some(map) = ENDPOINTS6.get(generation & 1) else { return 0 };
+        // SAFETY: as for `endpoint`.
+        unsafe { map.get(EndpointKey6 { address: *address, network: 0, port, protocol, pad: [0; 3] }) }
+            .copied()
+            .unwrap_or(0)
     }
     #[inline(always)]
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
         let Some(map) = ENDPOINTS.get(generation & 1) else { return 0 };
         // SAFETY: the value is one aligned word, written before the map is put in its slot and never changed.
-        unsafe { map.get(EndpointKey { address, network, pad: 0 }) }.copied().unwrap_or(0)
+        unsafe { map.get(EndpointKey { address, network, port: 0, protocol: 0, pad: [0; 3] }) }
+            .copied()
+            .unwrap_or(0)
     }
     #[inline(always)]
     fn route(&self, address: u32) -> u32 {
         ROUTES.get(&Key::new(32, address.to_ne_bytes())).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn route6(&self, address: &[u32; 4]) -> u32 {
+        ROUTES6.get(&Key::new(128, bytes(address))).copied().unwrap_or(0)
     }
     #[inline(always)]
     fn count(&self, reason: Reason, bytes: u32) {
@@ -190,13 +214,30 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         }
     }
     #[inline(always)]
-    fn refused_until(&self, key: &FlowKey) -> Option<u32> {
-        // SAFETY: one aligned word; a stale one only refuses or searches once more.
+    fn refused(&self, key: &FlowKey) -> Option<Refusal> {
+        // SAFETY: two aligned words; a stale or torn one only refuses or searches once more.
         unsafe { REFUSALS.get(key) }.copied()
     }
     #[inline(always)]
-    fn refuse_until(&self, key: &FlowKey, tick: u32) {
-        let _ = REFUSALS.insert(key, tick, 0);
+    fn refuse(&self, key: &FlowKey, refusal: Refusal) {
+        let _ = REFUSALS.insert(key, refusal, 0);
+    }
+    #[inline(always)]
+    fn tried(&self, n: u32) {
+        let bucket = portcullis_common::snat::tried_bucket(n);
+        if let Some(count) = TRIED.get_ptr_mut(bucket) {
+            // SAFETY: this CPU's own element.
+            unsafe { *count += 1 };
+        }
+    }
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: eight aligned bytes; a torn one is of another datagram that has the same identifier.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
+        let _ = FRAGMENTS.insert(key, ports, 0);
     }
     #[inline(always)]
     fn insert(&self, _ctx: &mut Context) -> Taken {
@@ -207,8 +248,8 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         Taken(pc_insert6(SLOT))
     }
     #[inline(always)]
-    fn may_reevaluate(&self, now: u32, budget: u32) -> bool {
-        let Some(used) = REEVALUATED.get_ptr_mut(0) else { return false };
+    fn spend(&self, which: Budget, now: u32, budget: u32) -> bool {
+        let Some(used) = BUDGETS.get_ptr_mut(which as u32) else { return false };
         // SAFETY: this CPU's own element.
         let before = unsafe { *used };
         let in_tick = if (before >> 32) as u32 == now { before as u32 } else { 0 };

@@ -6,8 +6,10 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use portcullis_common::engine::Context;
+use portcullis_common::env::{FragmentKey, FragmentPorts, Refusal};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::reason::REASON_SLOTS;
+use portcullis_common::snat::TRIED_BUCKETS;
 use portcullis_common::{
     Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop, RuleCount,
 };
@@ -71,9 +73,21 @@ pub static RULE_COUNTS: PerCpuHashMap<u32, RuleCount, 1048576, NO_PREALLOC> = Pe
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262144> = RingBuf::new();
 
-/// Claims known to fail until a tick; an LRU because forgetting one costs only a search.
+/// Routes of IPv6 in the same way.
 #[btf_map]
-pub static REFUSALS: LruHashMap<FlowKey, u32, 16384> = LruHashMap::new();
+pub static ROUTES6: LpmTrie<[u8; 16], u32, 65536> = LpmTrie::new();
+
+/// Claims that failed lately; an LRU because forgetting one costs only a search.
+#[btf_map]
+pub static REFUSALS: LruHashMap<FlowKey, Refusal, 16384> = LruHashMap::new();
+
+/// Ports of fragmented datagrams; an LRU because forgetting one costs its later fragments.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+
+/// Successful claims by the number of candidates tried, see [`portcullis_common::snat::tried_bucket`].
+#[btf_map]
+pub static TRIED: PerCpuArray<u64, { TRIED_BUCKETS as usize }> = PerCpuArray::new();
 
 /// Redirects the kernel failed after our verdict, by tracepoint: see `losses`.
 #[btf_map]
@@ -83,9 +97,9 @@ pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
 #[btf_map]
 pub static SAMPLED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Budget of flows judged again: tick << 32 | used in it.
+/// By [`portcullis_common::env::Budget`]: tick << 32 | used in it.
 #[btf_map]
-pub static REEVALUATED: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static BUDGETS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 /// Context between stages: 0 XDP, 1 TC. One packet a CPU and hook is on its way at any time (both run in softirq, and
 /// a TC program interrupts no XDP program).

@@ -1,9 +1,10 @@
 //! TC: everywhere, and the only hook for guests on veth and tap (their checksums are partial, their GSO is worth keeping).
 
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
 };
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
@@ -43,6 +44,12 @@ impl Packet for Tc<'_> {
             return true;
         }
         n <= self.length() && self.0.pull_data(n).is_ok()
+    }
+    #[inline(always)]
+    fn grow(&self, n: u32) -> bool {
+        // SAFETY: the context is the program's own. The room is made between the Ethernet and the IP header.
+        let made = unsafe { bpf_skb_adjust_room(self.0.skb.skb, n as i32, BPF_ADJ_ROOM_MAC, 0) };
+        made == 0 && self.pull(14 + n + 40)
     }
     #[inline(always)]
     fn vlan_offloaded(&self) -> bool {
@@ -125,6 +132,7 @@ fn begin(ctx: &TcContext, side: u8) -> Option<&'static mut Context> {
     state.ifindex = unsafe { (*ctx.skb.skb).ifindex };
     state.hook = Hook::Tc as u8;
     state.side = side;
+    state.looped = 0;
     Some(state)
 }
 
@@ -222,4 +230,24 @@ pub fn pc_tc_claim6(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn pc_tc_nd(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Nd)
+}
+
+#[classifier]
+pub fn pc_tc_fragment6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Fragment6)
+}
+
+#[classifier]
+pub fn pc_tc_refuse(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Refuse)
+}
+
+#[classifier]
+pub fn pc_tc_refuse6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Refuse6)
+}
+
+#[classifier]
+pub fn pc_tc_loop(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Loop)
 }

@@ -2,14 +2,14 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use portcullis_common::Reason;
 use portcullis_common::engine::{self, Hook, Stage, Verdict};
 use portcullis_common::env::Env as _;
-use portcullis_common::packet::{Packet, checksum};
+use portcullis_common::packet::{Packet, at, checksum};
 
 use crate::env::{Maps, scratch};
 use crate::maps::STAGES_XDP;
@@ -36,6 +36,23 @@ impl Packet for Xdp<'_> {
         true
     }
     #[inline(always)]
+    fn grow(&self, n: u32) -> bool {
+        // SAFETY: the context is the program's own.
+        if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(n as i32)) } != 0 {
+            return false;
+        }
+        let (Some(from), Some(to)) = (at::<[u16; 7]>(self, n as usize), at::<[u16; 7]>(self, 0)) else {
+            return false;
+        };
+        let mut i = 0;
+        while i < 7 {
+            // SAFETY: `at` checked the bounds; both stand at even addresses.
+            unsafe { *to.cast::<u16>().add(i) = *from.cast::<u16>().add(i) };
+            i += 1;
+        }
+        true
+    }
+    #[inline(always)]
     fn vlan_offloaded(&self) -> bool {
         false
     }
@@ -50,6 +67,7 @@ fn stage(ctx: &XdpContext, stage: Stage) -> u32 {
     let env = Maps::<0>;
     let Some(state) = scratch::<0>() else { return XDP_DROP };
     if stage == Stage::Entry {
+        state.looped = 0;
         // SAFETY: the context is the program's own.
         state.ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
         state.hook = Hook::Xdp as u8;
@@ -127,4 +145,19 @@ pub fn pc_xdp_claim6(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn pc_xdp_nd(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Nd)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_fragment6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Fragment6)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_refuse(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Refuse)
+}
+
+#[xdp(frags)]
+pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Refuse6)
 }

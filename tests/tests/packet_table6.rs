@@ -402,7 +402,7 @@ fn edges(t: &mut Table<'_>) {
         "to the world there is no translation",
         "vm1",
         &out("2001:db8::7").udp(1, 2, b""),
-        Ipv6,
+        NoOutboundMethod,
         &[internet],
     );
     t.drops(

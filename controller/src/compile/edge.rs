@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, Device, WORLD, v4, v6};
 use portcullis_common::policy::{
-    ADDRESS_UNITS, AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, AT_UNUSED, Endpoint, EndpointKey,
-    EndpointKey6, FRONTEND_HOST, Frontend, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP, endpoint_value,
+    ADDRESS_UNITS, ALLOC_ECHO, ALLOC_TCP, ALLOC_UDP, AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY,
+    AT_UNUSED, Alloc, Endpoint, EndpointKey, EndpointKey6, FRONTEND_HOST, Frontend, Listener, Segment,
+    UNIT_PORTS, endpoint_value, owner_entry,
 };
 
 use super::error::CompileError;
@@ -75,6 +76,9 @@ pub(super) struct Edge<'a> {
     pub frontends: Vec<Frontend>,
     frontend_numbers: BTreeMap<Ipv4Addr, u32>,
     pub units: Vec<u32>,
+    pub segments: Vec<Segment>,
+    pub listeners: Vec<Listener>,
+    pub slots: Vec<u16>,
     pub owners: Vec<u16>,
     pub reserved_ports: Vec<(u16, u16)>,
     /// (network, address) -> value of the endpoints map.
@@ -97,6 +101,9 @@ impl<'a> Edge<'a> {
             frontends: Vec::new(),
             frontend_numbers: BTreeMap::new(),
             units: Vec::new(),
+            segments: Vec::new(),
+            listeners: Vec::new(),
+            slots: Vec::new(),
             owners: Vec::new(),
             reserved_ports: Vec::new(),
             at: BTreeMap::new(),
@@ -147,7 +154,10 @@ impl<'a> Edge<'a> {
                 network: network_id,
                 routing: network_id,
                 next_hop,
-                instance_address: self.instance(i, c).map_or(0, |public| v4(public.address)),
+                v6: u8::from(address.is_ipv6()),
+                instance: u8::from(self.instance(i, c).is_some()),
+                instance_address: self.instance(i, c).map_or([0; 4], |public| words(public.address)),
+                gateway: self.gateway(configuration.subnet, address).map_or([0; 4], words),
                 ..Endpoint::default()
             });
             self.numbers.insert((i, c), number);
@@ -160,6 +170,12 @@ impl<'a> Edge<'a> {
         let configuration = &self.network.interfaces[interface].addresses[configuration];
         let public = &self.network.public_addresses[configuration.public_address?];
         (configuration.address.is_ipv4() && public.address.is_ipv4()).then_some(public)
+    }
+
+    /// The gateway a guest with this address has in its subnet.
+    fn gateway(&self, subnet: usize, address: IpAddr) -> Option<IpAddr> {
+        let gateways = &self.network.subnets[subnet].gateways;
+        gateways.iter().copied().find(|gateway| gateway.is_ipv6() == address.is_ipv6())
     }
 
     /// The endpoint of the guest that has an address in a virtual network.
@@ -232,7 +248,12 @@ impl<'a> Edge<'a> {
                     self.error(place, format!("{} is an instance-level public IP already", public.name));
                 }
                 let flags = if public.announce == Announce::Address { FRONTEND_HOST } else { 0 };
-                self.frontends.push(Frontend { address: v4(public.address), flags });
+                self.frontends.push(Frontend {
+                    address: v4(public.address),
+                    flags,
+                    address6: v6(public.address),
+                    ..Frontend::default()
+                });
                 self.frontend_numbers.insert(address, number);
             }
         }
@@ -325,8 +346,9 @@ impl<'a> Edge<'a> {
                         None => _ = rule_of.insert(number, place.clone()),
                     }
                     let endpoint = &mut self.endpoints[number as usize];
-                    endpoint.protocols = protocols(rule);
-                    endpoint.idle_class = idle_class;
+                    for &which in allocations(rule) {
+                        endpoint.alloc[which] = Alloc { segments: 1, idle_class, ..Alloc::default() };
+                    }
                     members.push(self.names[number as usize].clone());
                 }
                 let allocated_outbound_ports = rule.allocated_outbound_ports;
@@ -356,7 +378,7 @@ impl<'a> Edge<'a> {
         let by_name: HashMap<&str, usize> =
             self.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
         let mut units: Vec<Vec<u32>> = vec![Vec::new(); self.endpoints.len()];
-        self.owners = vec![0; self.frontends.len() * ADDRESS_UNITS as usize];
+        self.owners = vec![0; self.frontends.len() * 2 * ADDRESS_UNITS as usize];
         // In the order of the rule's frontends, so that the first is used up first.
         let mut done = Vec::new();
         for frontend in pools.iter().flat_map(|pool| &pool.frontends) {
@@ -368,12 +390,18 @@ impl<'a> Edge<'a> {
             for (&unit, member) in ownership.frontends.get(&frontend.address).into_iter().flatten() {
                 let endpoint = by_name[member.as_str()];
                 units[endpoint].push(number << 16 | u32::from(unit));
-                self.owners[(number * ADDRESS_UNITS) as usize + usize::from(unit)] = endpoint as u16 + 1;
+                for udp in [false, true] {
+                    self.owners[owner_entry(number, udp, unit.into()) as usize] = endpoint as u16 + 1;
+                }
             }
         }
         for (endpoint, units) in self.endpoints.iter_mut().zip(units) {
-            endpoint.first_unit = self.units.len() as u32;
-            endpoint.units = units.len() as u32;
+            let first_segment = self.segments.len() as u32;
+            for alloc in endpoint.alloc.iter_mut().filter(|alloc| alloc.segments != 0) {
+                alloc.first_segment = first_segment;
+                alloc.ports = units.len() as u32 * UNIT_PORTS;
+            }
+            self.segments.push(Segment { first_unit: self.units.len() as u32, units: units.len() as u32 });
             self.units.extend(units);
         }
     }
@@ -384,8 +412,11 @@ impl<'a> Edge<'a> {
         let mut of6 = Vec::new();
         for (&(network, address), &value) in &self.at {
             match address {
-                IpAddr::V4(_) => of4.push((EndpointKey { address: v4(address), network, pad: 0 }, value)),
-                IpAddr::V6(_) => of6.push((EndpointKey6 { address: v6(address), network, pad: 0 }, value)),
+                IpAddr::V4(_) => {
+                    of4.push((EndpointKey { address: v4(address), network, ..EndpointKey::default() }, value))
+                }
+                IpAddr::V6(_) => of6
+                    .push((EndpointKey6 { address: v6(address), network, ..EndpointKey6::default() }, value)),
             }
         }
         (of4, of6)
@@ -396,10 +427,19 @@ fn proxy(public: &PublicAddress) -> u32 {
     if public.announce == Announce::Proxy { AT_PROXY } else { 0 }
 }
 
-fn protocols(rule: &OutboundRule) -> u8 {
+/// The allocations of its members that a rule fills.
+fn allocations(rule: &OutboundRule) -> &'static [usize] {
     match rule.protocol {
-        TransportProtocol::Tcp => OUTBOUND_TCP,
-        TransportProtocol::Udp => OUTBOUND_UDP,
-        TransportProtocol::All => OUTBOUND_TCP | OUTBOUND_UDP | OUTBOUND_ICMP,
+        TransportProtocol::Tcp => &[ALLOC_TCP],
+        TransportProtocol::Udp => &[ALLOC_UDP],
+        TransportProtocol::All => &[ALLOC_TCP, ALLOC_UDP, ALLOC_ECHO],
+    }
+}
+
+/// An address as endpoints have it: of IPv4 the first word.
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(_) => [v4(address), 0, 0, 0],
+        IpAddr::V6(_) => v6(address),
     }
 }

@@ -12,7 +12,8 @@
 use std::collections::HashMap;
 
 use portcullis_common::policy::{
-    ADDRESS_UNITS, Endpoint, Frontend, Header, PAGE_BYTES, PROTOCOL, PROTOCOL_CLASSES, Page, Ruleset,
+    ADDRESS_UNITS, Endpoint, Frontend, Header, Listener, PAGE_BYTES, PROTOCOL, PROTOCOL_CLASSES, Page,
+    Ruleset, Segment,
 };
 
 use super::ruleset::CompiledRuleset;
@@ -69,9 +70,12 @@ pub(super) struct Records<'a> {
     pub ports: &'a [u16],
     pub endpoints: &'a [Endpoint],
     pub units: &'a [u32],
+    pub segments: &'a [Segment],
     pub frontends: &'a [Frontend],
-    /// [`ADDRESS_UNITS`] for each frontend.
+    /// Two times [`ADDRESS_UNITS`] for each frontend.
     pub owners: &'a [u16],
+    pub listeners: &'a [Listener],
+    pub slots: &'a [u16],
 }
 
 /// The rows begin behind the header.
@@ -228,7 +232,7 @@ impl Image {
 
     /// The finished pages.
     pub fn finish(mut self, generation: u32, records: &Records<'_>) -> Result<Finished, TooLarge> {
-        debug_assert_eq!(records.owners.len(), records.frontends.len() * ADDRESS_UNITS as usize);
+        debug_assert_eq!(records.owners.len(), records.frontends.len() * 2 * ADDRESS_UNITS as usize);
         let missing =
             if self.counting { self.summaries.len() * PAGE_BYTES + self.locals_count * 2 } else { 0 };
         self.protocols()?;
@@ -237,6 +241,7 @@ impl Image {
             rows: ROWS,
             endpoints_used: records.endpoints.len() as u32,
             frontends_used: records.frontends.len() as u32,
+            listeners_used: records.listeners.len() as u32,
             ..Header::default()
         };
         let (summaries, locals) = (std::mem::take(&mut self.summaries), std::mem::take(&mut self.locals));
@@ -249,10 +254,13 @@ impl Image {
         header.ports = self.table(words_of_u16(records.ports))?;
         header.endpoints = self.table(records.endpoints.iter().flat_map(|e| endpoint_words(*e)))?;
         header.units = self.table(words_of_u32(records.units))?;
-        header.frontends = self.table(records.frontends.iter().map(|f| frontend_word(*f)))?;
+        header.segments = self.table(records.segments.iter().map(|s| segment_word(*s)))?;
+        header.frontends = self.table(records.frontends.iter().flat_map(|f| frontend_words(*f)))?;
         header.owners = self.table(words_of_u16(records.owners))?;
+        header.listeners = self.table(records.listeners.iter().flat_map(|l| listener_words(*l)))?;
+        header.slots = self.table(words_of_u16(records.slots))?;
         header.pages = u32::try_from(self.pages.len()).map_err(|_| TooLarge)?;
-        self.pages[0].words[..7].copy_from_slice(&header_words(header));
+        self.pages[0].words[..HEADER_WORDS].copy_from_slice(&header_words(header));
         let bytes = size_of_val(&*self.pages) + missing;
         Ok(Finished { pages: self.pages, bytes })
     }
@@ -306,14 +314,26 @@ fn words_of_u32(values: &[u32]) -> impl Iterator<Item = u64> {
     values.chunks(2).map(pack)
 }
 
-fn header_words(header: Header) -> [u64; 7] {
-    // SAFETY: `Header` is `repr(C)`, fourteen `u32` without padding; any bits are a valid `[u64; 7]`.
-    unsafe { std::mem::transmute::<Header, [u64; 7]>(header) }
+const HEADER_WORDS: usize = size_of::<Header>() / 8;
+
+fn header_words(header: Header) -> [u64; HEADER_WORDS] {
+    // SAFETY: `Header` is `repr(C)`, eighteen `u32` without padding; any bits are valid words.
+    unsafe { std::mem::transmute::<Header, [u64; HEADER_WORDS]>(header) }
 }
 
-fn endpoint_words(endpoint: Endpoint) -> [u64; 8] {
-    // SAFETY: `Endpoint` is `repr(C)`, 64 bytes of integers with its padding spelt out.
-    unsafe { std::mem::transmute::<Endpoint, [u64; 8]>(endpoint) }
+fn endpoint_words(endpoint: Endpoint) -> [u64; 16] {
+    // SAFETY: `Endpoint` is `repr(C)`, 128 bytes of integers with its padding spelt out.
+    unsafe { std::mem::transmute::<Endpoint, [u64; 16]>(endpoint) }
+}
+
+fn segment_word(segment: Segment) -> u64 {
+    // SAFETY: `Segment` is `repr(C)`, two `u32` without padding.
+    unsafe { std::mem::transmute::<Segment, u64>(segment) }
+}
+
+fn listener_words(listener: Listener) -> [u64; 2] {
+    // SAFETY: `Listener` is `repr(C)`, 16 bytes of integers with its padding spelt out.
+    unsafe { std::mem::transmute::<Listener, [u64; 2]>(listener) }
 }
 
 fn ruleset_words(ruleset: Ruleset) -> [u64; 8] {
@@ -321,7 +341,7 @@ fn ruleset_words(ruleset: Ruleset) -> [u64; 8] {
     unsafe { std::mem::transmute::<Ruleset, [u64; 8]>(ruleset) }
 }
 
-fn frontend_word(frontend: Frontend) -> u64 {
-    // SAFETY: `Frontend` is `repr(C)`, two `u32` without padding.
-    unsafe { std::mem::transmute::<Frontend, u64>(frontend) }
+fn frontend_words(frontend: Frontend) -> [u64; 4] {
+    // SAFETY: `Frontend` is `repr(C)`, eight `u32` without padding.
+    unsafe { std::mem::transmute::<Frontend, [u64; 4]>(frontend) }
 }

@@ -5,9 +5,12 @@ use std::net::IpAddr;
 
 use portcullis_common::layout::{v4, v6};
 use portcullis_common::policy::{
-    ADDRESS_UNITS, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header,
-    PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, UNIT_PORTS, protocol_class,
+    DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header, Listener,
+    PAGE_BYTES, PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, Segment, UNIT_PORTS,
+    owner_entry, protocol_class,
 };
+
+use aya::Pod;
 
 use super::Compiled;
 
@@ -131,11 +134,11 @@ pub fn space_value(compiled: &Compiled, routing: u16, address: IpAddr) -> u32 {
 pub fn endpoint_value(compiled: &Compiled, network: u16, address: IpAddr) -> u32 {
     let found = match address {
         IpAddr::V4(_) => {
-            let key = EndpointKey { address: v4(address), network, pad: 0 };
+            let key = EndpointKey { address: v4(address), network, ..EndpointKey::default() };
             compiled.endpoints.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
         }
         IpAddr::V6(_) => {
-            let key = EndpointKey6 { address: v6(address), network, pad: 0 };
+            let key = EndpointKey6 { address: v6(address), network, ..EndpointKey6::default() };
             compiled.endpoints6.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
         }
     };
@@ -149,77 +152,55 @@ pub struct Image<'a> {
 
 impl Image<'_> {
     pub fn header(&self) -> Header {
-        let at = |i: usize| self.u32(0, i);
-        Header {
-            generation: at(0),
-            pages: at(1),
-            endpoints: at(2),
-            rulesets: at(3),
-            locals: at(4),
-            ports: at(5),
-            summaries: at(6),
-            rows: at(7),
-            rules: at(8),
-            units: at(9),
-            frontends: at(10),
-            owners: at(11),
-            endpoints_used: at(12),
-            frontends_used: at(13),
-        }
+        self.record(0, 0)
     }
 
     pub fn ruleset(&self, number: u32) -> Ruleset {
-        let at = |i: usize| self.u32(self.header().rulesets, number as usize * 16 + i);
-        Ruleset {
-            local_base: [at(0), at(1), at(2), at(3)],
-            row_base: [at(4), at(5), at(6), at(7), at(8)],
-            rule_base: at(9),
-            rules: at(10),
-            platform: [at(11), at(12), at(13)],
-            pad: [0; 2],
-        }
+        self.record(self.header().rulesets, number)
     }
 
     pub fn endpoint(&self, number: u32) -> Endpoint {
-        let table = self.header().endpoints;
-        let at = |i: usize| self.u32(table, number as usize * 16 + i);
-        let half = |i: usize| self.u16(table, number as usize * 32 + i);
-        let bytes = half(18).to_ne_bytes();
-        Endpoint {
-            address: at(0),
-            network: half(2),
-            next_hop: half(3),
-            nic_outbound: at(2),
-            subnet_outbound: at(3),
-            subnet_inbound: at(4),
-            nic_inbound: at(5),
-            instance_address: at(6),
-            first_unit: at(7),
-            units: at(8),
-            protocols: bytes[0],
-            idle_class: bytes[1],
-            routing: half(19),
-            address6: [at(10), at(11), at(12), at(13)],
-            platform_outbound: at(14),
-            pad: 0,
-        }
+        self.record(self.header().endpoints, number)
     }
 
-    /// The units of an endpoint as (frontend, unit).
-    pub fn units(&self, endpoint: &Endpoint) -> Vec<(u32, u32)> {
-        let entries = endpoint.first_unit..endpoint.first_unit + endpoint.units;
-        entries.map(|i| self.u32(self.header().units, i as usize)).map(|u| (u >> 16, u & 0xffff)).collect()
+    /// The units that an endpoint may claim ports of for one protocol (`ALLOC_*`), as (frontend, unit), in the order they
+    /// are used.
+    pub fn units(&self, endpoint: &Endpoint, which: usize) -> Vec<(u32, u32)> {
+        let alloc = endpoint.alloc[which];
+        let segments = alloc.first_segment..alloc.first_segment + u32::from(alloc.segments);
+        segments
+            .map(|number| self.record::<Segment>(self.header().segments, number))
+            .flat_map(|segment| segment.first_unit..segment.first_unit + segment.units)
+            .map(|i| self.u32(self.header().units, i as usize))
+            .map(|u| (u >> 16, u & 0xffff))
+            .collect()
     }
 
     pub fn frontend(&self, number: u32) -> Frontend {
-        let at = |i: usize| self.u32(self.header().frontends, number as usize * 2 + i);
-        Frontend { address: at(0), flags: at(1) }
+        self.record(self.header().frontends, number)
     }
 
-    /// The endpoint that owns a port of a frontend.
-    pub fn owner(&self, frontend: u32, port: u16) -> Option<u32> {
-        let index = frontend * ADDRESS_UNITS + u32::from(port) / UNIT_PORTS;
+    pub fn listener(&self, number: u32) -> Listener {
+        self.record(self.header().listeners, number)
+    }
+
+    /// The endpoint behind a slot of a listener; `None`: no backend takes new flows.
+    pub fn slot(&self, number: u32) -> Option<u32> {
+        u32::from(self.u16(self.header().slots, number as usize)).checked_sub(1)
+    }
+
+    /// The endpoint that owns a port of a frontend for TCP or UDP.
+    pub fn owner(&self, frontend: u32, udp: bool, port: u16) -> Option<u32> {
+        let index = owner_entry(frontend, udp, u32::from(port) / UNIT_PORTS);
         u32::from(self.u16(self.header().owners, index as usize)).checked_sub(1)
+    }
+
+    /// A record of a table.
+    fn record<T: Pod>(&self, table: u32, number: u32) -> T {
+        let per_page = PAGE_BYTES / size_of::<T>();
+        let page = &self.pages[table as usize + number as usize / per_page];
+        // SAFETY: `T` is plain integers, valid for any bits, and its size divides the page's; pages are aligned to 8.
+        unsafe { page.words.as_ptr().cast::<T>().add(number as usize % per_page).read() }
     }
 
     /// An entry of the rules table.

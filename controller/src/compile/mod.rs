@@ -144,6 +144,9 @@ pub fn compile(
         ports: &groups.ports.of_port,
         endpoints: &edge.endpoints,
         units: &edge.units,
+        segments: &edge.segments,
+        listeners: &edge.listeners,
+        slots: &edge.slots,
         frontends: &edge.frontends,
         owners: &edge.owners,
     };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use portcullis_common::layout::{IDLE_RULES, NEXT_HOP_HOST, NEXT_HOP_SLOTS};
+use portcullis_common::layout::{IDLE_RULES, NEXT_HOP_HOST, NEXT_HOP_LOOP};
 use serde::{Deserialize, Serialize};
 
 /// Rule ids there are; the tables of rule counters need no more than this many elements.
@@ -49,8 +49,11 @@ pub struct Registry {
 impl Registry {
     /// The index of a next hop, `guest:vm1/ipconfig1` or `world:eth0/203.0.113.100`; a new one if the key is new.
     pub fn next_hop(&mut self, key: &str) -> Result<u16, Exhausted> {
-        let space =
-            Space { what: "next hops", first: u32::from(NEXT_HOP_HOST) + 1, last: NEXT_HOP_SLOTS - 1 };
+        let space = Space {
+            what: "next hops",
+            first: u32::from(NEXT_HOP_HOST) + 1,
+            last: u32::from(NEXT_HOP_LOOP) - 1,
+        };
         self.next_hops.take(key, &space, None).map(|id| id as u16)
     }
 
@@ -309,13 +312,13 @@ mod tests {
     fn a_full_space_reuses_the_longest_gone_and_never_one_in_use() {
         let mut registry = Registry::default();
         registry.next_hop("world:eth0/203.0.113.1").unwrap();
-        for i in 0..4093 {
+        for i in 0..4092 {
             registry.next_hop(&format!("guest:{i}")).unwrap();
         }
         assert!(registry.next_hop("guest:one-too-many").is_err());
         let (seven, nine) = (registry.next_hop("guest:7").unwrap(), registry.next_hop("guest:9").unwrap());
         let without = |gone: &[usize]| Wanted {
-            next_hops: (0..4093).filter(|i| !gone.contains(i)).map(|i| format!("guest:{i}")).collect(),
+            next_hops: (0..4092).filter(|i| !gone.contains(i)).map(|i| format!("guest:{i}")).collect(),
             ..Wanted::default()
         };
         registry.begin(&without(&[9]));

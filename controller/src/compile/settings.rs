@@ -2,15 +2,18 @@
 
 use portcullis_common::clock::ticks;
 use portcullis_common::layout::{
-    HOST_DHCP, HOST_DNS, HOST_ECHO, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, Service, Settings,
+    HOST_DHCP, HOST_DNS, HOST_ECHO, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, REFUSAL_ICMP, REFUSAL_RESET,
+    REFUSAL_SILENT, Service, Settings,
 };
 
 use super::error::CompileError;
 use super::registry::Registry;
-use crate::policy::network::{Network, OnRuleChange, TransportProtocol};
+use crate::policy::network::{Network, OnRuleChange, Refusal, TransportProtocol};
 
 /// Sampled events per tick and CPU: enough to see what is happening, too few to slow a flood down further.
 const EVENT_RATE: u32 = 8;
+/// Refusals answered per tick and CPU: some hundred a second, which is more than a person or a program needs.
+const ANSWERS: u32 = 32;
 
 /// Flows judged again per tick (67 ms) and CPU after rules have changed: 60,000 a second, a fraction of what a CPU can
 /// do of new ones, so that these are not held up. The others wait for their next packet after that.
@@ -80,6 +83,14 @@ pub(super) fn settings(
             OnRuleChange::Keep => 0,
             OnRuleChange::Reevaluate => REEVALUATE,
         },
+        refusal: match network.snat.refusal {
+            Refusal::Silent => REFUSAL_SILENT,
+            Refusal::Icmp => REFUSAL_ICMP,
+            Refusal::Reset => REFUSAL_RESET,
+        },
+        answers: ANSWERS,
+        udp_hold: if network.snat.udp_hold_seconds == 0 { 0 } else { ticks(network.snat.udp_hold_seconds) },
+        pad: 0,
         services: table,
     })
 }

@@ -15,7 +15,7 @@ use portcullis_common::engine::{Context, Hook};
 use portcullis_common::layout::Count;
 
 use super::load::{self, Datapath};
-use super::object::{self, PINNED, STAGED, STAGES};
+use super::object::{self, PINNED, STAGED};
 use super::test_run::{self, Outcome};
 
 /// Of the tables that outlive a controller those that a dry run has for itself; the others it reads as they are.
@@ -55,7 +55,7 @@ impl Datapath {
         let mut ebpf = loader.load(object::bytes()).context("loading the kernel object for a dry run")?;
         load::load_programs(&mut ebpf)?;
         for (hook, map) in STAGED {
-            for (stage, index) in STAGES {
+            for (stage, index) in object::stages(hook) {
                 let name = format!("pc_{hook}_{stage}");
                 let fd =
                     load::program_fd(&ebpf, &name)?.try_clone().with_context(|| format!("dup of {name}"))?;

@@ -111,20 +111,25 @@ impl FlowTable {
         same.then(|| unsafe { mem::transmute::<[u64; WORDS], HalfRecord>(words) })
     }
 
-    /// Source and destination of the key of an IPv6 slot, under the generation that `record` was read with.
-    pub fn addresses6(&self, index: u32, record: &HalfRecord) -> Option<[Ipv6Addr; 2]> {
+    /// Source and destination of an IPv6 slot, and both after translation, under the generation that `record` was read
+    /// with.
+    pub fn addresses6(&self, index: u32, record: &HalfRecord) -> Option<[Ipv6Addr; 4]> {
         if !self.is_v6() {
             return None;
         }
         let wide = self.slot(index).cast::<HalfRecord6>();
         // SAFETY: in the record; addresses are written before the slot is published and not while it lives, and the
         // generation says whether it is the same life.
-        let (source, destination) = unsafe {
-            ((&raw const (*wide).source).read_volatile(), (&raw const (*wide).destination).read_volatile())
+        let addresses = unsafe {
+            [
+                (&raw const (*wide).source).read_volatile(),
+                (&raw const (*wide).destination).read_volatile(),
+                (&raw const (*wide).new_source).read_volatile(),
+                (&raw const (*wide).new_destination).read_volatile(),
+            ]
         };
         fence(Ordering::Acquire);
-        (self.ctl(index).generation() == Ctl(record.ctl).generation())
-            .then(|| [source, destination].map(address6))
+        (self.ctl(index).generation() == Ctl(record.ctl).generation()).then(|| addresses.map(address6))
     }
 
     /// Ends a flow of which `record` is one half: both directions are gone for the datapath at once, a mapping behind

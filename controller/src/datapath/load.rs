@@ -10,11 +10,11 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
 use nix::fcntl::Flock;
-use portcullis_common::layout::{HOP_HOST, NEXT_HOP_HOST, NextHop, RuleCount};
+use portcullis_common::layout::{HOP_HOST, HOP_LOOP, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, RuleCount};
 
 use super::control::ControlWord;
 use super::kernel_types::Namespace;
-use super::object::{self, GENERATION, PINNED, SIZED, STAGED, STAGES, Shapes};
+use super::object::{self, GENERATION, PINNED, SIZED, STAGED, Shapes};
 use super::pins::{self, Pins};
 use super::sys;
 use super::table::Table;
@@ -144,13 +144,11 @@ impl Datapath {
         check_inner(&tables, &shapes)?;
         let control = ControlWord::new(&tables.control)?;
         control.adopt(buckets, buckets6)?;
-        if tables
-            .next_hops
-            .lookup::<u32, NextHop>(&u32::from(NEXT_HOP_HOST))?
-            .is_none_or(|hop| hop.kind != HOP_HOST)
-        {
-            let host = NextHop { kind: HOP_HOST, ..NextHop::default() };
-            tables.next_hops.update(&u32::from(NEXT_HOP_HOST), &host, 0)?;
+        for (index, kind) in [(NEXT_HOP_HOST, HOP_HOST), (NEXT_HOP_LOOP, HOP_LOOP)] {
+            let index = u32::from(index);
+            if tables.next_hops.lookup::<u32, NextHop>(&index)?.is_none_or(|hop| hop.kind != kind) {
+                tables.next_hops.update(&index, &NextHop { kind, ..NextHop::default() }, 0)?;
+            }
         }
         load_programs(&mut ebpf)?;
         let stage_number = pins.stage_numbers()?.last().map_or(1, |last| last + 1);
@@ -313,9 +311,8 @@ pub(super) fn load_programs(ebpf: &mut Ebpf) -> anyhow::Result<()> {
 /// goes, and the programs have to find their stages after this process has ended.
 fn fill_stages(ebpf: &mut Ebpf, pins: &Pins, number: u32) -> anyhow::Result<()> {
     for (hook, map) in STAGED {
-        let stages: Vec<(String, u32, ProgramFd)> = STAGES
-            .iter()
-            .map(|&(stage, index)| {
+        let stages: Vec<(String, u32, ProgramFd)> = object::stages(hook)
+            .map(|(stage, index)| {
                 let name = format!("pc_{hook}_{stage}");
                 let fd = program_fd(ebpf, &name)?.try_clone().with_context(|| format!("dup of {name}"))?;
                 Ok((name, index, fd))

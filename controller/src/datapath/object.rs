@@ -15,7 +15,7 @@ use super::sys::Shape;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT_PATH"));
 
 /// Tables that outlive the controller.
-pub(super) const PINNED: [&str; 18] = [
+pub(super) const PINNED: [&str; 21] = [
     "CONTROL",
     "DEVICES",
     "NEXT_HOPS",
@@ -29,10 +29,13 @@ pub(super) const PINNED: [&str; 18] = [
     "SPACES6",
     "ENDPOINTS6",
     "ROUTES",
+    "ROUTES6",
     "REASONS",
     "RULE_COUNTS",
     "EVENTS",
     "REFUSALS",
+    "FRAGMENTS",
+    "TRIED",
     "LOST",
 ];
 
@@ -47,7 +50,7 @@ pub(super) const SIZED: [&str; 2] = ["FLOWS", "FLOWS6"];
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-pub(super) const STAGES: [(&str, u32); 8] = [
+const STAGES: [(&str, u32); 11] = [
     ("classify", 1),
     ("claim", 2),
     ("icmp", 3),
@@ -56,7 +59,15 @@ pub(super) const STAGES: [(&str, u32); 8] = [
     ("classify6", 6),
     ("claim6", 7),
     ("nd", 8),
+    ("fragment6", 9),
+    ("refuse", 10),
+    ("refuse6", 11),
 ];
+
+/// The same of one hook: under TC packets may come back in.
+pub(super) fn stages(hook: &str) -> impl Iterator<Item = (&'static str, u32)> {
+    STAGES.into_iter().chain((hook == "tc").then_some(("loop", 12)))
+}
 
 /// Tracepoints behind which redirected packets are lost, and the programs that count them.
 pub(super) const TRACEPOINTS: [(&str, &str); 2] =

@@ -288,16 +288,16 @@ fn host_address(in_force: &InForce, v6: bool) -> Result<IpAddr, Failure> {
         .ok_or_else(|| Failure::input("this host has no such address: name the one that is asked"))
 }
 
-/// What somebody outside of its network sends to. There is none for IPv6, whose own address the world may try.
+/// What somebody outside of its network sends to.
 fn public_address(guest: &Guest<'_>) -> Result<IpAddr, Failure> {
-    match (guest.address, guest.endpoint.instance_address) {
-        (IpAddr::V6(address), _) => Ok(address.into()),
-        (_, 0) => Err(Failure::input(format!(
+    match (guest.endpoint.instance, guest.address) {
+        (0, _) => Err(Failure::input(format!(
             "{} has no public address of its own, so nobody outside its virtual network can send to it; give the \
              public address that is asked instead",
             guest.name
         ))),
-        (_, address) => Ok(crate::flows::address(address).into()),
+        (_, IpAddr::V4(_)) => Ok(crate::flows::address(guest.endpoint.instance_address[0]).into()),
+        (_, IpAddr::V6(_)) => Ok(crate::datapath::address6(guest.endpoint.instance_address).into()),
     }
 }
 

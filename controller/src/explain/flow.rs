@@ -75,7 +75,8 @@ fn key(pair: &Pair<'_>, half: Half) -> Option<(SocketAddr, SocketAddr, u16)> {
     };
     let key = record.key;
     let [source, destination] = if pair.table.is_v6() {
-        pair.table.addresses6(slot, record)?.map(IpAddr::V6)
+        let [source, destination, ..] = pair.table.addresses6(slot, record)?;
+        [source, destination].map(IpAddr::V6)
     } else {
         [key.source, key.destination].map(|a| IpAddr::V4(address(a)))
     };

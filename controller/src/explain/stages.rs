@@ -49,8 +49,7 @@ fn end_of(reason: Reason, ends: &Ends<'_>, context: &Context) -> End {
         Reason::DeniedByRule => End::Groups,
         Reason::DeniedByPlatform => End::PlatformRules,
         Reason::PlatformAddress if context.way != 0 => End::PlatformRules,
-        Reason::Ipv6
-        | Reason::NoOutboundMethod
+        Reason::NoOutboundMethod
         | Reason::NoPorts
         | Reason::NoRoute
         | Reason::SnatExhausted

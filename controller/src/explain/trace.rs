@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portcullis_common::engine::{Context, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM};
+use portcullis_common::engine::{Context, WAY_DIRECT, WAY_IN, WAY_PLATFORM};
 use portcullis_common::layout::{Count, NEXT_HOP_HOST};
 use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_IMDS, EXEMPT_LKM, IN_PLATFORM};
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ pub fn groups(in_force: &InForce, ends: &Ends<'_>, context: &Context) -> Vec<Gro
     let packet = Packet {
         source: ends.source,
         destination: match context.way {
-            WAY_INSTANCE_IN => IpAddr::V4(address(context.new.destination)),
+            WAY_IN => IpAddr::V4(address(context.new.destination)),
             _ => ends.destination,
         },
         source_port: if ports { ends.source_port } else { 0 },

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use portcullis_common::engine::{Context, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT};
+use portcullis_common::engine::{Context, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT};
 use serde::{Deserialize, Serialize};
 
 use super::ends::{Ends, Sender};
@@ -42,12 +42,11 @@ pub fn translation(in_force: &InForce, ends: &Ends<'_>, context: &Context) -> Tr
         new_destination: ends.destination,
         new_destination_port: ends.destination_port,
     };
-    if !matches!(context.way, WAY_SNAT | WAY_INSTANCE_OUT | WAY_INSTANCE_IN) {
+    if !matches!(context.way, WAY_SNAT | WAY_INSTANCE_OUT | WAY_IN) {
         return direct;
     }
     let new = &context.new;
-    let public =
-        if context.way == WAY_INSTANCE_IN { ends.destination } else { IpAddr::V4(address(new.source)) };
+    let public = if context.way == WAY_IN { ends.destination } else { IpAddr::V4(address(new.source)) };
     let translated = Translation {
         method: "instance".to_owned(),
         public_address: Some(public),

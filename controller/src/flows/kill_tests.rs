@@ -2,7 +2,7 @@
 
 use portcullis_common::clock::GRACE;
 use portcullis_common::flow::{ENDED, FLAG_FORWARD, FLAG_SNAT, FREE, LIVE};
-use portcullis_common::layout::{FlowKey, HalfRecord6, KIND_FLOW, v4, v6};
+use portcullis_common::layout::{FlowKey, HalfRecord6, KIND_FLOW, hops, v4, v6};
 
 use super::*;
 use crate::datapath::{Datapath, LoadOptions};
@@ -62,8 +62,7 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
         ctl: Ctl::new(GENERATION, LIVE, 0, 0, what.flags | FLAG_FORWARD).0,
         peer: what.slot + 1,
         deadline,
-        next_hop: WORLD_HOP,
-        ingress: what.guest,
+        hops: hops(WORLD_HOP, what.guest),
         new_source: outside.1,
         new_source_port: outside.2,
         new_destination: to.1,
@@ -76,8 +75,7 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
         key: FlowKey { source: to.1, destination: outside.1, network: 0, ..key },
         ctl: Ctl::new(GENERATION, LIVE, 0, 0, what.flags).0,
         peer: what.slot,
-        next_hop: what.guest,
-        ingress: WORLD_HOP,
+        hops: hops(what.guest, WORLD_HOP),
         ..forward
     };
     for (slot, half) in [(what.slot, forward), (what.slot + 1, reverse)] {
@@ -85,8 +83,12 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
         // SAFETY: in bounds, and nobody else uses this table.
         unsafe {
             if table.is_v6() {
-                let wide =
-                    HalfRecord6 { half, source: to_v6(from.0), destination: to_v6(to.0), room: [0; 8] };
+                let wide = HalfRecord6 {
+                    half,
+                    source: to_v6(from.0),
+                    destination: to_v6(to.0),
+                    ..HalfRecord6::default()
+                };
                 table.slot(slot).cast::<HalfRecord6>().write_volatile(wide);
             } else {
                 table.slot(slot).write_volatile(half);

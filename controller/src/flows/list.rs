@@ -77,7 +77,7 @@ pub fn list(shared: &Shared, guest: Option<&str>, limit: Option<usize>) -> Resul
         .filter(|pair| hops.as_ref().is_none_or(|hops| is_of(&pair.forward, hops)))
         .collect();
     let total = pairs.len();
-    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.forward.bytes.saturating_add(pair.reverse.bytes)));
+    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.forward.bytes().saturating_add(pair.reverse.bytes())));
     pairs.truncate(limit.unwrap_or(MOST).min(MOST));
     Ok(FlowList { total, flows: told(&in_force, &shared.registry().clone(), &pairs, now) })
 }
@@ -103,7 +103,7 @@ pub(super) fn hops_of(in_force: &InForce, name: &str) -> Result<HashSet<u16>, Fa
 
 /// Is one of these next hops at either end?
 pub(super) fn is_of(record: &HalfRecord, hops: &HashSet<u16>) -> bool {
-    hops.contains(&record.ingress) || hops.contains(&record.next_hop)
+    hops.contains(&record.ingress()) || hops.contains(&record.next_hop())
 }
 
 /// A live flow in its table.
@@ -137,9 +137,7 @@ impl Pair<'_> {
         let HalfRecord { key, new_source, new_destination, new_source_port, new_destination_port, .. } =
             self.forward;
         let [source, destination, new_source, new_destination] = if self.table.is_v6() {
-            // Nothing of IPv6 is translated: what the receiver sees is in the key.
-            let [source, destination] = self.table.addresses6(self.slot, &self.forward)?.map(IpAddr::V6);
-            [source, destination, source, destination]
+            self.table.addresses6(self.slot, &self.forward)?.map(IpAddr::V6)
         } else {
             [key.source, key.destination, new_source, new_destination].map(|a| IpAddr::V4(address(a)))
         };
@@ -215,8 +213,8 @@ fn flow(in_force: &InForce, registry: &Registry, pair: &Pair<'_>, now: u32) -> O
     Some(Flow {
         protocol: protocol_name(key.protocol),
         network: in_force.network_name(key.network, registry).to_owned(),
-        from_guest: guest(forward.ingress),
-        to_guest: guest(forward.next_hop),
+        from_guest: guest(forward.ingress()),
+        to_guest: guest(forward.next_hop()),
         source: ends.source.ip(),
         source_port: ends.source.port(),
         destination: ends.destination.ip(),
@@ -227,9 +225,9 @@ fn flow(in_force: &InForce, registry: &Registry, pair: &Pair<'_>, now: u32) -> O
         translated_destination_port: ends.new_destination.port(),
         state: state(forward, reverse).to_owned(),
         packets_forward: forward.packets,
-        bytes_forward: forward.bytes,
+        bytes_forward: forward.bytes(),
         packets_reverse: reverse.packets,
-        bytes_reverse: reverse.bytes,
+        bytes_reverse: reverse.bytes(),
         idle_seconds_left: seconds(left(forward).max(left(reverse))),
         rule: rule_text(in_force, registry, pair.rule()),
     })

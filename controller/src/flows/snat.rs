@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use portcullis_common::Reason;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
 use portcullis_common::layout::{HalfRecord, KIND_MAPPING, WORLD};
-use portcullis_common::policy::{OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP, UNIT_PORTS};
+use portcullis_common::policy::{ALLOC_ECHO, ALLOC_TCP, ALLOC_UDP, UNIT_PORTS};
 use serde::{Deserialize, Serialize};
 
 use super::list::address;
@@ -79,13 +79,16 @@ pub fn snat(shared: &Shared) -> Result<SnatUse, Failure> {
         }
     }
     let mut guests = Vec::new();
-    for guest in in_force.guests().filter(|guest| guest.endpoint.units != 0) {
-        let allocated = guest.endpoint.units * UNIT_PORTS;
+    for guest in
+        in_force.guests().filter(|guest| guest.endpoint.alloc.iter().any(|alloc| alloc.segments != 0))
+    {
+        let which = (0..3).max_by_key(|&i| guest.endpoint.alloc[i].ports).unwrap_or(ALLOC_TCP);
+        let allocated = guest.endpoint.alloc[which].ports;
         let in_use =
             |protocol| used.get(&(guest.endpoint.next_hop, protocol)).map_or(0, |ports| ports.len() as u32);
         let now = ByProtocol { tcp: in_use(6), udp: in_use(17), icmp: in_use(1) };
         let mut ranges: Vec<OwnedPorts> = Vec::new();
-        let mut units = image.units(&guest.endpoint);
+        let mut units = image.units(&guest.endpoint, which);
         units.sort_unstable();
         for (frontend, unit) in units {
             let public = address(image.frontend(frontend).address);
@@ -100,8 +103,8 @@ pub fn snat(shared: &Shared) -> Result<SnatUse, Failure> {
         }
         let mut addresses: Vec<Ipv4Addr> = ranges.iter().map(|range| range.address).collect();
         addresses.dedup();
-        let translates = [(OUTBOUND_TCP, "tcp"), (OUTBOUND_UDP, "udp"), (OUTBOUND_ICMP, "icmp")];
-        let protocols = translates.iter().filter(|(bit, _)| guest.endpoint.protocols & bit != 0);
+        let translates = [(ALLOC_TCP, "tcp"), (ALLOC_UDP, "udp"), (ALLOC_ECHO, "icmp")];
+        let protocols = translates.iter().filter(|(which, _)| guest.endpoint.alloc[*which].segments != 0);
         guests.push(GuestPorts {
             guest: guest.name.to_owned(),
             private_address: guest.address,
@@ -132,8 +135,8 @@ fn claimed_by(record: &HalfRecord) -> Option<u16> {
     }
     match (record.key.protocol, record.key.kind == KIND_MAPPING) {
         // The claim of a TCP port is the reverse half of its flow, whose packets go to the guest.
-        (6, false) => Some(record.next_hop),
-        (17 | 1, true) => Some(record.ingress),
+        (6, false) => Some(record.next_hop()),
+        (17 | 1, true) => Some(record.ingress()),
         _ => None,
     }
 }
@@ -192,15 +195,14 @@ impl SnatUse {
 mod tests {
     use super::*;
     use portcullis_common::flow::LIVE;
-    use portcullis_common::layout::{FlowKey, KIND_FLOW};
+    use portcullis_common::layout::{FlowKey, KIND_FLOW, hops};
 
     #[test]
     fn only_the_reverse_half_of_tcp_and_the_outer_mapping_of_others_are_claims() {
         let record = |protocol, kind, network, flags| HalfRecord {
             key: FlowKey { protocol, kind, network, ..FlowKey::default() },
             ctl: Ctl::new(1, LIVE, 0, 0, flags).0,
-            next_hop: 7,
-            ingress: 8,
+            hops: hops(7, 8),
             ..HalfRecord::default()
         };
         assert_eq!(claimed_by(&record(6, KIND_FLOW, WORLD, FLAG_SNAT)), Some(7));

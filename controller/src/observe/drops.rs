@@ -120,7 +120,9 @@ fn recent_drop(in_force: &InForce, registry: &Registry, event: &Event, now: u32)
     // Only IPv4 has them; 0 is "none".
     let instance = || {
         let public = (event.v6 == 0 && event.destination != 0).then_some(event.destination)?;
-        in_force.guests().find(|guest| guest.endpoint.instance_address == public)
+        in_force
+            .guests()
+            .find(|guest| guest.endpoint.instance != 0 && guest.endpoint.instance_address[0] == public)
     };
     let guest = at(source).or_else(|| at(destination)).or_else(instance);
     let reason = Reason::from_index(u32::from(event.reason));

@@ -18,7 +18,10 @@ pub fn image(generation: u32, guest: u32, uplink: u32) -> PolicyImage {
         pages: vec![header, Page::default(), Page::default()],
         prefixes: vec![(0, [0, 0, 0, 0], 0), (8, [10, 0, 0, 0], 1)],
         spaces: vec![(1, 16, [10, 0, 0, 0], 1 << 24 | 1), (0, 16, [10, 0, 0, 0], 1 << 24)],
-        endpoints: vec![(EndpointKey { address, network: 1, pad: 0 }, endpoint_value(AT_GUEST, 0))],
+        endpoints: vec![(
+            EndpointKey { address, network: 1, ..EndpointKey::default() },
+            endpoint_value(AT_GUEST, 0),
+        )],
         devices: vec![device(guest, DEVICE_GUEST, 1), device(uplink, DEVICE_UPLINK, 0)],
         guest_hops: vec![(
             2,

@@ -1,17 +1,17 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
+use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
 use crate::classify::{entry, header};
-use crate::env::Env;
-use crate::family::{Family, V4};
-use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT, LIVE, Taken};
+use crate::env::{Env, Refusal};
+use crate::family::Family;
+use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, FlowKey, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_MAPPING,
-    Settings, WORLD,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_LOOP, Settings,
+    WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
-use crate::policy::{Endpoint, Header, OUTBOUND_ICMP, OUTBOUND_TCP, OUTBOUND_UDP};
+use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
 use crate::reason::Reason;
 use crate::snat::{self, TryPort};
 use crate::tcp_state;
@@ -19,6 +19,8 @@ use crate::tcp_state;
 /// Ticks for which a refused claim is not tried again: a port that frees itself is found a quarter of a second later,
 /// and an exhausted guest cannot buy 1,024 look-ups with every SYN.
 const REFUSAL: u32 = 4;
+/// Ticks for which it is remembered how far a search got: longer than TCP waits with its first retransmissions.
+const RESUME: u32 = 75;
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
@@ -29,21 +31,25 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     if ctx.again != NO_SLOT {
         return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
     }
-    ctx.idle_class = match ctx.key.protocol {
-        TCP => IDLE_TCP,
-        UDP => IDLE_UDP,
-        ICMP | ICMPV6 => IDLE_ICMP,
-        _ => IDLE_OTHER,
-    };
+    if ctx.idle_class == 0 {
+        ctx.idle_class = match ctx.key.protocol {
+            TCP => IDLE_TCP,
+            UDP => IDLE_UDP,
+            ICMP | ICMPV6 => IDLE_ICMP,
+            _ => IDLE_OTHER,
+        };
+    }
     let made = if ctx.way != WAY_SNAT {
         direct::<F, E>(env, ctx, settings)
-    } else if F::V6 {
-        Err(Reason::Ipv6)
     } else {
-        translated(env, ctx, control, settings)
+        translated::<F, E>(env, ctx, control, settings)
     };
     match made {
         Ok(()) => forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow),
+        Err(reason @ (Reason::SnatExhausted | Reason::SnatRefused)) => {
+            ctx.refused = reason as u8;
+            Verdict::Next(F::REFUSE)
+        }
         Err(reason) => drop(env, ctx, reason),
     }
 }
@@ -54,39 +60,37 @@ fn refusal(taken: Taken) -> Reason {
     if taken == Taken::FULL { Reason::TableFull } else { Reason::Contended }
 }
 
-#[inline(always)]
-fn insert<F: Family, E: Env>(env: &E, ctx: &mut Context, key: &F::Key) -> Taken {
-    F::set_claim(ctx, key);
-    F::insert(env, ctx)
-}
-
 /// Takes the slot of the packet's own direction.
 #[inline(always)]
 fn insert_forward<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Taken {
-    let key = *F::key(ctx);
-    insert::<F, E>(env, ctx, &key)
+    F::claim_own(ctx);
+    F::insert(env, ctx)
 }
 
 /// Takes the slot of the answers, as they are seen in `network`.
 #[inline(always)]
 fn insert_answer<F: Family, E: Env>(env: &E, ctx: &mut Context, network: u16) -> Taken {
-    let key = F::answer(ctx, network);
-    insert::<F, E>(env, ctx, &key)
+    F::claim_answer(ctx, network);
+    F::insert(env, ctx)
 }
 
-/// Flows that keep their ports: between guests, with the host, by an instance-level public IP.
+/// Finds the way to the world, unless the packet comes back in.
+#[inline(always)]
+fn find_route<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Reason> {
+    if ctx.egress != NEXT_HOP_LOOP {
+        ctx.egress = F::route(env, F::destination(ctx)) as u16;
+    }
+    if ctx.egress == 0 { Err(Reason::NoRoute) } else { Ok(()) }
+}
+
+/// Flows that need no port of their own: between guests, with the host, by an instance-level public IP, from the world.
 #[inline(always)]
 fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
     let mut network = ctx.to_network;
-    if F::V6 {
-        // Nothing is translated.
-    } else if ctx.way == WAY_INSTANCE_OUT {
-        ctx.egress = env.route(ctx.key.destination) as u16;
-        if ctx.egress == 0 {
-            return Err(Reason::NoRoute);
-        }
+    if ctx.way == WAY_INSTANCE_OUT {
+        find_route::<F, E>(env, ctx)?;
         network = WORLD;
-    } else if ctx.way == WAY_INSTANCE_IN && ctx.ingress == 0 {
+    } else if ctx.way == WAY_IN && ctx.ingress == 0 {
         return Err(Reason::NoRoute);
     }
     let forward = insert_forward::<F, E>(env, ctx);
@@ -102,9 +106,9 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
     Ok(())
 }
 
-/// Flows under a load balancer's address, with a port claimed from those the member owns.
+/// Flows under a load balancer's address or the shared one, with a port claimed from those the guest owns.
 #[inline(always)]
-fn translated<E: Env>(
+fn translated<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     control: &Control,
@@ -116,146 +120,165 @@ fn translated<E: Env>(
     let p = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, ctx.from).ok_or(Reason::Internal)?;
     // SAFETY: `entry` points into a page.
     let endpoint = unsafe { &*p };
-    let wanted = match ctx.key.protocol {
-        TCP => OUTBOUND_TCP,
-        UDP => OUTBOUND_UDP,
-        ICMP => OUTBOUND_ICMP,
-        _ => return Err(if endpoint.units == 0 { Reason::NoOutboundMethod } else { Reason::NoPorts }),
+    let Some(which) = alloc_of(ctx.key.protocol) else {
+        let any = endpoint.alloc[0].segments | endpoint.alloc[1].segments;
+        return Err(if any == 0 { Reason::NoOutboundMethod } else { Reason::NoPorts });
     };
-    if endpoint.units == 0 || endpoint.protocols & wanted == 0 {
+    // SAFETY: the index is below the three elements.
+    let alloc = unsafe { &*endpoint.alloc.as_ptr().add(which) };
+    if alloc.segments == 0 {
         return Err(Reason::NoOutboundMethod);
     }
-    ctx.egress = env.route(ctx.key.destination) as u16;
-    if ctx.egress == 0 {
-        return Err(Reason::NoRoute);
+    find_route::<F, E>(env, ctx)?;
+    if alloc.idle_class != 0 && which != crate::policy::ALLOC_ECHO {
+        ctx.idle_class = alloc.idle_class;
     }
-    if endpoint.idle_class != 0 && ctx.key.protocol != ICMP {
-        ctx.idle_class = endpoint.idle_class;
+    if alloc.flags & ALLOC_RESET != 0 {
+        ctx.flow_flags = FLAG_RESET;
     }
     if ctx.key.protocol == TCP {
-        let forward = insert_forward::<V4, E>(env, ctx);
+        let forward = insert_forward::<F, E>(env, ctx);
         if !forward.is_slot() {
             return Err(refusal(forward));
         }
-        if let Err(reason) = search(env, ctx, head, control, endpoint) {
-            flow::withdraw::<V4, E>(env, forward);
+        if let Err(reason) = search::<F, E>(env, ctx, head, control, alloc) {
+            flow::withdraw::<F, E>(env, forward);
             return Err(reason);
         }
-        ctx.new.source = ctx.search.address;
-        ctx.new.source_port = ctx.search.port;
-        publish::<V4, E>(env, ctx, settings, forward, Taken(ctx.search.slot), FLAG_SNAT);
+        publish::<F, E>(env, ctx, settings, forward, Taken(ctx.search.slot), FLAG_SNAT);
         return Ok(());
     }
-    map_socket(env, ctx, head, control, settings, endpoint)?;
-    let forward = insert_forward::<V4, E>(env, ctx);
+    map_socket::<F, E>(env, ctx, head, control, settings, alloc)?;
+    let forward = insert_forward::<F, E>(env, ctx);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }
-    let reverse = insert_answer::<V4, E>(env, ctx, WORLD);
+    let reverse = insert_answer::<F, E>(env, ctx, WORLD);
     if !reverse.is_slot() {
-        flow::withdraw::<V4, E>(env, forward);
+        flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
-    publish::<V4, E>(env, ctx, settings, forward, reverse, FLAG_SNAT | FLAG_MAPPED);
+    publish::<F, E>(env, ctx, settings, forward, reverse, FLAG_SNAT | FLAG_MAPPED);
     Ok(())
 }
 
-/// Tries the member's ports until one can be claimed.
+/// Tries the guest's ports until one can be claimed; it is then in `ctx.new`.
 #[inline(always)]
-fn search<E: Env>(
+fn search<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     head: &Header,
     control: &Control,
-    endpoint: &Endpoint,
+    alloc: &Alloc,
 ) -> Result<(), Reason> {
-    let tcp = ctx.key.protocol == TCP;
-    let refused = FlowKey {
-        destination: if tcp { ctx.key.destination } else { 0 },
-        destination_port: if tcp { ctx.key.destination_port } else { 0 },
-        source_port: 0,
-        ..ctx.key
-    };
-    if let Some(until) = env.refused_until(&refused)
-        && !crate::clock::passed(until, ctx.now)
+    let key = F::refusal(ctx, &control.seed);
+    let mut skipped = 0;
+    if let Some(refused) = env.refused(&key)
+        && !crate::clock::passed(refused.until, ctx.now)
     {
-        return Err(Reason::SnatRefused);
-    }
-    snat::begin(ctx, head, &control.seed, endpoint.first_unit, endpoint.units);
-    let attempts = if ctx.search.ports < snat::ATTEMPTS { ctx.search.ports } else { snat::ATTEMPTS };
-    env.search::<TryPort>(ctx, attempts);
-    match ctx.search.outcome {
-        snat::FOUND => Ok(()),
-        snat::FULL => Err(Reason::TableFull),
-        _ => {
-            // With more ports than one packet tries, the next packet looks further.
-            if attempts == ctx.search.ports && !env.dry_run() {
-                env.refuse_until(&refused, ctx.now.wrapping_add(REFUSAL));
-            }
-            Err(Reason::SnatExhausted)
+        if refused.resume == 0 {
+            return Err(Reason::SnatRefused);
+        }
+        if refused.resume < alloc.ports {
+            skipped = refused.resume;
         }
     }
+    let most = skipped.wrapping_add(snat::ATTEMPTS);
+    let limit = if alloc.ports < most { alloc.ports } else { most };
+    snat::begin::<F>(ctx, head, &control.seed, alloc, skipped, limit);
+    env.search::<TryPort<F>>(ctx, snat::ATTEMPTS + snat::SEGMENTS);
+    if ctx.search.outcome == snat::FOUND {
+        env.tried(ctx.search.next);
+        return Ok(());
+    }
+    if ctx.search.outcome == snat::FULL {
+        return Err(Reason::TableFull);
+    }
+    if !env.dry_run() {
+        let refusal = if limit == alloc.ports {
+            Refusal { until: ctx.now.wrapping_add(REFUSAL), resume: 0 }
+        } else {
+            Refusal { until: ctx.now.wrapping_add(RESUME), resume: limit }
+        };
+        env.refuse(&key, refusal);
+    }
+    Err(Reason::SnatExhausted)
 }
 
 /// The public address and port of an inside UDP socket or echo identifier, claimed if it has none yet; in `ctx.new`.
 #[inline(always)]
-fn map_socket<E: Env>(
+fn map_socket<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     head: &Header,
     control: &Control,
     settings: &Settings,
-    endpoint: &Endpoint,
+    alloc: &Alloc,
 ) -> Result<(), Reason> {
-    let inside = FlowKey { destination: 0, destination_port: 0, kind: KIND_MAPPING, ..ctx.key };
-    let span = forward::idle(settings, ctx.idle_class);
-    // Ahead of the flow by an eighth and a little, see `forward::touch`.
-    let deadline = ctx.now.wrapping_add(span).wrapping_add((span >> 3) | 1);
-    if let Some((_, mapping)) = flow::find::<V4, E>(env, control, &inside, ctx.now) {
+    F::claim_inside(ctx);
+    let deadline = forward::mapping_deadline(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
+    if let Some((_, mapping)) = flow::find::<F, E>(env, control, F::claimed(ctx), ctx.now) {
         // SAFETY: `mapping` points into the table; a mapping lives for its grace at least, so the copy is whole.
-        let m = unsafe { &mut *mapping };
-        ctx.new.source = m.new_source;
-        ctx.new.source_port = m.new_source_port;
-        if !env.dry_run() {
-            m.deadline = deadline;
+        unsafe {
+            F::load_new(ctx, mapping);
+            if !env.dry_run() {
+                (*mapping).deadline = deadline;
+            }
         }
+        let destination = F::destination(ctx);
+        F::set_new_destination(ctx, destination);
+        ctx.new.destination_port = ctx.key.destination_port;
         return Ok(());
     }
-    let forward = insert::<V4, E>(env, ctx, &inside);
+    let forward = F::insert(env, ctx);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }
-    if let Err(reason) = search(env, ctx, head, control, endpoint) {
-        flow::withdraw::<V4, E>(env, forward);
+    if let Err(reason) = search::<F, E>(env, ctx, head, control, alloc) {
+        flow::withdraw::<F, E>(env, forward);
         return Err(reason);
     }
-    ctx.new.source = ctx.search.address;
-    ctx.new.source_port = ctx.search.port;
     let reverse = Taken(ctx.search.slot);
     let generation = flow::common_generation(forward, reverse);
     let mut body = Body {
         peer: reverse.index(),
         deadline,
-        next_hop: ctx.egress,
-        ingress: ctx.ingress,
-        new_source: ctx.search.address,
-        new_source_port: ctx.search.port,
+        hops: hops(ctx.egress, ctx.ingress),
+        new_source: ctx.new.source,
+        new_source_port: ctx.new.source_port,
         rule: ctx.rule,
         ..Body::default()
     };
-    flow::publish::<V4, E>(
-        env,
-        forward,
-        &body,
-        Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_FORWARD | FLAG_SNAT),
-    );
+    let (public, own) = (F::new_source(ctx), F::source(ctx));
+    let ctl = Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_FORWARD | FLAG_SNAT);
+    put::<F, E>(env, forward, &body, ctl, public, own);
     body.peer = forward.index();
     body.new_source = 0;
     body.new_source_port = 0;
     body.new_destination = ctx.key.source;
     body.new_destination_port = ctx.key.source_port;
-    flow::publish::<V4, E>(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT));
+    put::<F, E>(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT), public, own);
     Ok(())
+}
+
+/// Publishes one half with the addresses of its translation.
+#[inline(always)]
+fn put<F: Family, E: Env>(
+    env: &E,
+    taken: Taken,
+    body: &Body,
+    ctl: Ctl,
+    source: F::Address,
+    destination: F::Address,
+) {
+    if F::V6
+        && !env.dry_run()
+        && let Some(r) = flow::record::<F, E>(env, taken.index())
+    {
+        // SAFETY: the slot is ours until it is published.
+        unsafe { F::set_new(r, source, destination) };
+    }
+    flow::publish::<F, E>(env, taken, body, ctl);
 }
 
 /// Writes both halves of the flow.
@@ -268,6 +291,7 @@ fn publish<F: Family, E: Env>(
     reverse: Taken,
     flags: u8,
 ) {
+    let flags = flags | ctx.flow_flags;
     let generation = flow::common_generation(forward, reverse);
     let (tcp, span) = if ctx.key.protocol == TCP {
         (tcp_state::OPENED, settings.tcp_half_open)
@@ -279,8 +303,7 @@ fn publish<F: Family, E: Env>(
     let there = Body {
         peer: reverse.index(),
         deadline,
-        next_hop: ctx.egress,
-        ingress: ctx.ingress,
+        hops: hops(ctx.egress, ctx.ingress),
         new_source: ctx.new.source,
         new_destination: ctx.new.destination,
         new_source_port: ctx.new.source_port,
@@ -290,20 +313,28 @@ fn publish<F: Family, E: Env>(
     let back = Body {
         peer: forward.index(),
         deadline,
-        next_hop: ctx.ingress,
-        ingress: ctx.egress,
+        hops: hops(ctx.ingress, ctx.egress),
         new_source: ctx.key.destination,
         new_destination: ctx.key.source,
         new_source_port: ctx.key.destination_port,
         new_destination_port: ctx.key.source_port,
         rule,
     };
-    flow::publish::<F, E>(env, reverse, &back, Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags));
-    flow::publish::<F, E>(
+    put::<F, E>(
+        env,
+        reverse,
+        &back,
+        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags),
+        F::destination(ctx),
+        F::source(ctx),
+    );
+    put::<F, E>(
         env,
         forward,
         &there,
         Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | FLAG_FORWARD),
+        F::new_source(ctx),
+        F::new_destination(ctx),
     );
     if let Some(r) = flow::record::<F, E>(env, forward.index())
         && !env.dry_run()
@@ -311,7 +342,7 @@ fn publish<F: Family, E: Env>(
         // SAFETY: `r` points into the table; the packet that opens the flow counts in it.
         unsafe {
             (*r).packets = 1;
-            (*r).bytes = ctx.length as u64;
+            (*r).bytes_low = ctx.length;
         }
     }
 }

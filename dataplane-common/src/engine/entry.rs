@@ -2,12 +2,14 @@
 
 use super::{Context, NO_SLOT, Side, Stage, Verdict, arp, drop, forward, pass};
 use crate::env::Env;
-use crate::family::V4;
+use crate::family::{Family, V4};
 use crate::flow;
-use crate::layout::{DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
+use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::UDP;
-use crate::packet::parse::{self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_VLAN};
+use crate::packet::parse::{
+    self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_OPENS, SHAPE_VLAN,
+};
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
 
@@ -28,7 +30,9 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     }
     ctx.now = env.now();
     ctx.length = packet.length();
-    if ctx.side != Side::Host as u8 {
+    if ctx.looped != 0 {
+        ctx.side = Side::Uplink as u8;
+    } else if ctx.side != Side::Host as u8 {
         ctx.side = match device.kind {
             DEVICE_GUEST => Side::Guest as u8,
             DEVICE_UPLINK => Side::Uplink as u8,
@@ -45,9 +49,11 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     };
     ctx.v6 = 0;
     ctx.again = NO_SLOT;
+    // A guest's packet on its way back in is in the world already.
+    let network = if ctx.looped != 0 { WORLD } else { device.network };
     if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
         ctx.device_mac = device.mac;
-        ctx.key.network = device.network;
+        ctx.key.network = network;
         return not_ipv4(packet, env, ctx, layer3);
     }
     // As much as the longest IPv4 header and a TCP header need, or all there is.
@@ -58,7 +64,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     if let Err(reason) = parse::ipv4(packet, ctx) {
         return drop_unless_uplink(env, ctx, reason);
     }
-    ctx.key.network = device.network;
+    ctx.key.network = network;
 
     if side == Side::Guest && ctx.key.protocol == UDP {
         if ctx.key.source_port == u16::to_be(67) {
@@ -87,6 +93,10 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     {
         return verdict;
     }
+    if side == Side::Guest && refused_before::<V4, E>(env, ctx, control) {
+        ctx.refused = Reason::SnatRefused as u8;
+        return Verdict::Next(Stage::Refuse);
+    }
     if side == Side::Uplink {
         let kind = env.endpoint(ctx.generation, WORLD, ctx.key.destination) >> 24 & !AT_PROXY;
         if kind == 0 || kind == AT_HOST {
@@ -94,6 +104,19 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
         }
     }
     Verdict::Next(Stage::Classify)
+}
+
+/// Is it known that the guest has no port for this? Asked before the rules, so that a retried SYN costs next to nothing;
+/// what is remembered is a quarter of a second old at most.
+#[inline(always)]
+pub(super) fn refused_before<F: Family, E: Env>(env: &E, ctx: &Context, control: &Control) -> bool {
+    if ctx.shape & SHAPE_OPENS == 0 {
+        return false;
+    }
+    match env.refused(&F::refusal(ctx, &control.seed)) {
+        Some(refusal) => refusal.resume == 0 && !crate::clock::passed(refusal.until, ctx.now),
+        None => false,
+    }
 }
 
 /// On an uplink what we cannot read may be for the host: the kernel is the judge of that.
@@ -117,6 +140,7 @@ fn not_ipv4<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, layer3: L
             Layer3::Arp => arp::from_guest(packet, env, ctx),
             _ => drop(env, ctx, Reason::EtherType),
         },
+        Side::Uplink if ctx.looped != 0 => drop(env, ctx, Reason::Internal),
         Side::Uplink => match layer3 {
             Layer3::Arp => arp::from_uplink(packet, env, ctx),
             _ => pass(env, ctx, Reason::NotOurs),

@@ -1,6 +1,6 @@
 //! First stage of an IPv6 packet, called by [`super::entry`], which has found the device and set the network.
 
-use super::{Context, Ended, Side, Stage, Verdict, end, forward};
+use super::{Context, Ended, Side, Stage, Verdict, end, entry, forward};
 use crate::env::Env;
 use crate::family::{Family as _, V6};
 use crate::flow;
@@ -48,9 +48,10 @@ fn decide<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
     if ctx.shape & SHAPE_ND != 0 {
         return Ended::Verdict(Verdict::Next(Stage::Nd));
     }
-    let refused = if ctx.shape & SHAPE_FRAGMENT != 0 {
-        Some(Reason::Fragment)
-    } else if ctx.shape & SHAPE_ICMP_ERROR != 0 {
+    if ctx.shape & SHAPE_FRAGMENT != 0 {
+        return Ended::Verdict(Verdict::Next(Stage::Fragment6));
+    }
+    let refused = if ctx.shape & SHAPE_ICMP_ERROR != 0 {
         Some(Reason::IcmpError)
     } else if ctx.shape & SHAPE_ICMP_OTHER != 0 {
         Some(Reason::IcmpType)
@@ -62,6 +63,11 @@ fn decide<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
         && let Some(verdict) = forward::established::<V6, P, E>(packet, env, ctx, control, index, record)
     {
         return Ended::Verdict(verdict);
+    }
+    if ctx.side == Side::Guest as u8 && refused.is_none() && entry::refused_before::<V6, E>(env, ctx, control)
+    {
+        ctx.refused = Reason::SnatRefused as u8;
+        return Ended::Verdict(Verdict::Next(Stage::Refuse6));
     }
     if uplink {
         let kind = V6::endpoint(env, ctx.generation, WORLD, ctx.key6.destination) >> 24 & !AT_PROXY;

@@ -1,17 +1,18 @@
 //! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
 
-use super::{Context, Side, Verdict, claim, drop, pass};
+use super::{Context, Side, Stage, Verdict, claim, drop, pass};
 use crate::atomic;
 use crate::clock::passed;
-use crate::env::Env;
-use crate::family::{Family, V4};
+use crate::env::{Budget, Env};
+use crate::family::Family;
 use crate::flow::{self, Ctl, FLAG_FORWARD, FLAG_MAPPED, LIVE};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FlowKey, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD,
-    HalfRecord, KIND_MAPPING, NEXT_HOP_HOST, NextHop, Settings, WORLD,
+    Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
+    HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{FIN, RST, SYN, TCP, same_mac};
-use crate::packet::rewrite::{Tuple, forwarded6, translate};
+use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, UDP, same_mac};
+use crate::packet::parse::SHAPE_LATER;
+use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
 use crate::tcp_state::{self, State};
@@ -30,6 +31,15 @@ pub fn idle(settings: &Settings, class: u8) -> u32 {
     unsafe { *settings.idle.as_ptr().add((class & 15) as usize) }
 }
 
+/// The last tick of a UDP or echo mapping of which a flow has just moved. It outlives its flows by the hold, and is ahead
+/// of them by an eighth of the idle time and a little, see [`touch`].
+#[inline(always)]
+pub fn mapping_deadline(settings: &Settings, class: u8, protocol: u8, now: u32) -> u32 {
+    let span = idle(settings, class);
+    let hold = if protocol == UDP { settings.udp_hold } else { 0 };
+    now.wrapping_add(span).wrapping_add((span >> 3) | 1).wrapping_add(hold)
+}
+
 /// How a packet can leave by a next hop right now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Exit {
@@ -37,6 +47,8 @@ enum Exit {
     /// The kernel has to resolve the neighbour.
     Resolve,
     ToHost,
+    /// Back in from the world.
+    Loop,
     Nowhere,
 }
 
@@ -44,6 +56,7 @@ enum Exit {
 fn exit(hop: &NextHop, now: u32) -> Exit {
     match hop.kind {
         HOP_HOST => Exit::ToHost,
+        HOP_LOOP => Exit::Loop,
         HOP_GUEST | HOP_WORLD => {
             if hop.flags & HOP_FLAG_RESOLVED != 0 && (hop.fresh_until == 0 || !passed(hop.fresh_until, now)) {
                 Exit::Send
@@ -66,16 +79,11 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     record: *mut HalfRecord,
 ) -> Option<Verdict> {
     // SAFETY: `record` points into the table; the copy is checked against the generation below.
-    let (before, next_hop, ingress, rule, new) = unsafe {
+    let (before, next_hop, ingress, rule) = unsafe {
         let before = flow::ctl(record);
+        F::load_new(ctx, record);
         let r = &*record;
-        let new = Tuple {
-            source: r.new_source,
-            destination: r.new_destination,
-            source_port: r.new_source_port,
-            destination_port: r.new_destination_port,
-        };
-        (before, r.next_hop, r.ingress, r.rule, new)
+        (before, r.next_hop(), r.ingress(), r.rule)
     };
     // SAFETY: as above.
     let again = unsafe { flow::ctl(record) };
@@ -95,19 +103,21 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     } else if ctx.side == Side::Host as u8 && ingress != NEXT_HOP_HOST {
         // Through a host that forwards a stranger could speak in a live flow of two guests.
         return Some(drop(env, ctx, Reason::Spoofed));
+    } else if ctx.side == Side::Uplink as u8 && (ingress == NEXT_HOP_LOOP) != (ctx.looped != 0) {
+        // A flow that never leaves has no packets from outside.
+        return Some(drop(env, ctx, Reason::Spoofed));
     }
     let settings = settings(control, ctx.generation);
     if settings.reevaluate != 0
         && rule >> EPOCH_SHIFT != settings.epoch
         && before.flags() & FLAG_FORWARD != 0
-        && env.may_reevaluate(ctx.now, settings.reevaluate)
+        && env.spend(Budget::Reevaluate, ctx.now, settings.reevaluate)
     {
         // The initiator's packet, and the rules have changed since it was judged; answers cannot trigger this.
         ctx.again = index;
         ctx.again_generation = before.generation();
         return Some(Verdict::Next(F::CLASSIFY));
     }
-    ctx.new = new;
     ctx.egress = next_hop;
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if verdict == Verdict::Drop || (ctx.xdp() && verdict == Verdict::Pass) {
@@ -148,13 +158,8 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
     }
     // SAFETY: as above.
     unsafe {
-        ctx.new = Tuple {
-            source: (*record).new_source,
-            destination: (*record).new_destination,
-            source_port: (*record).new_source_port,
-            destination_port: (*record).new_destination_port,
-        };
-        ctx.egress = (*record).next_hop;
+        F::load_new(ctx, record);
+        ctx.egress = (*record).next_hop();
     }
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if verdict != Verdict::Drop && !(ctx.xdp() && verdict == Verdict::Pass) {
@@ -176,13 +181,14 @@ pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context
     match exit(hop, ctx.now) {
         Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
         Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
+        Exit::Loop => back_in::<F, P, E>(packet, env, ctx),
         _ if ctx.ttl <= 1 => drop(env, ctx, Reason::TtlExpired),
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
             }
             let ifindex = hop.ifindex;
-            if !rewrite::<F, P>(packet, ctx, hop) {
+            if !rewrite::<F, P>(packet, ctx, Some(hop)) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
@@ -192,25 +198,50 @@ pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context
             if ctx.xdp() {
                 return Verdict::Pass;
             }
-            let ifindex = hop.ifindex;
-            let address = if hop.kind == HOP_GUEST { hop.address } else { 0 };
-            if !rewrite::<F, P>(packet, ctx, hop) {
+            let (ifindex, guest) = (hop.ifindex, hop.kind == HOP_GUEST);
+            let address = if guest { hop.address } else { 0 };
+            if !rewrite::<F, P>(packet, ctx, Some(hop)) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
-            if F::V6 { Verdict::Neighbour6(ifindex) } else { Verdict::Neighbour(ifindex, address) }
+            if F::V6 && guest { Verdict::Neighbour6(ifindex) } else { Verdict::Neighbour(ifindex, address) }
         }
     }
 }
 
-/// Puts the flow's addresses and ports and the next hop's hardware addresses on. IPv6 flows keep their addresses.
+/// A guest's packet to one of our own public addresses: under its public source it begins anew as if it came from the
+/// world (ADR 0007). Under XDP it is left to TC untouched, which can do it: a packet that is translated half cannot be
+/// handed up.
 #[inline(always)]
-fn rewrite<F: Family, P: Packet>(packet: &P, ctx: &Context, hop: &NextHop) -> bool {
-    let l3 = parse::l3_offset(ctx);
-    if F::V6 {
-        forwarded6(packet, l3, hop)
-    } else {
-        translate(packet, l3, parse::l4_offset(ctx), &ctx.key, &ctx.new, Some(hop))
+fn back_in<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+    if ctx.xdp() {
+        return Verdict::Pass;
+    }
+    if ctx.looped != 0 {
+        return drop(env, ctx, Reason::Internal);
+    }
+    if !rewrite::<F, P>(packet, ctx, None) {
+        return drop(env, ctx, Reason::Malformed);
+    }
+    ctx.looped = 1;
+    Verdict::Next(Stage::Loop)
+}
+
+/// Puts the flow's addresses and ports and the next hop's hardware addresses on.
+#[inline(always)]
+fn rewrite<F: Family, P: Packet>(packet: &P, ctx: &Context, hop: Option<&NextHop>) -> bool {
+    let (l3, l4) = (parse::l3_offset(ctx), parse::l4_offset(ctx));
+    let ports = ctx.shape & SHAPE_LATER == 0;
+    if !F::V6 {
+        return translate(packet, l3, l4, &ctx.key, &ctx.new, hop, ports);
+    }
+    let kept = ctx.new6.source == ctx.key6.source
+        && ctx.new6.destination == ctx.key6.destination
+        && ctx.new.source_port == ctx.key.source_port
+        && ctx.new.destination_port == ctx.key.destination_port;
+    match hop {
+        Some(hop) if kept => forwarded6(packet, l3, hop),
+        _ => translate6(packet, l3, l4, &ctx.key6, &ctx.new, &ctx.new6, hop, ports),
     }
 }
 
@@ -218,7 +249,7 @@ fn rewrite<F: Family, P: Packet>(packet: &P, ctx: &Context, hop: &NextHop) -> bo
 #[inline(always)]
 fn touch<F: Family, E: Env>(
     env: &E,
-    ctx: &Context,
+    ctx: &mut Context,
     settings: &Settings,
     record: *mut HalfRecord,
     before: Ctl,
@@ -230,9 +261,20 @@ fn touch<F: Family, E: Env>(
     // that its own first packet had set a moment ago: harmless, and excluded by the grace.
     let r = unsafe { &mut *record };
     r.packets = r.packets.wrapping_add(1);
-    r.bytes += ctx.length as u64;
+    let low = r.bytes_low.wrapping_add(ctx.length);
+    if low < r.bytes_low {
+        // The uppermost byte of a little-endian word (`HalfRecord::hops`); the hops beside it stay as they are.
+        // SAFETY: the fourth of four bytes.
+        let high = unsafe { (&raw mut r.hops).cast::<u8>().add(3) };
+        // SAFETY: as above.
+        unsafe { *high = (*high).wrapping_add(1) };
+    }
+    r.bytes_low = low;
     let now = ctx.now;
     if ctx.key.protocol == TCP {
+        if ctx.tcp_flags & ACK != 0 {
+            r.ack = ctx.tcp_ack;
+        }
         if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
             return tcp_turn::<F, E>(env, ctx, settings, record, before);
         }
@@ -245,11 +287,12 @@ fn touch<F: Family, E: Env>(
     if deadline != r.deadline {
         let old = r.deadline;
         r.deadline = deadline;
-        if !F::V6 && before.flags() & FLAG_MAPPED != 0 {
+        if before.flags() & FLAG_MAPPED != 0 {
             // The mapping must outlive the flow; it is touched once in an eighth of the idle time, ahead by as much.
             let step = (span >> 3) | 1;
             if deadline / step != old / step {
-                extend_mapping(env, ctx, before, deadline.wrapping_add(step));
+                let deadline = mapping_deadline(settings, before.idle(), ctx.key.protocol, now);
+                extend_mapping::<F, E>(env, ctx, before, deadline);
             }
         }
     }
@@ -304,26 +347,16 @@ fn set_tcp(record: *mut HalfRecord, generation: u32, bits: u8, deadline: u32) {
 
 /// Moves the deadline of the mapping behind a UDP or echo flow.
 #[inline(always)]
-fn extend_mapping<E: Env>(env: &E, ctx: &Context, c: Ctl, deadline: u32) {
-    let forward = c.flags() & FLAG_FORWARD != 0;
+fn extend_mapping<F: Family, E: Env>(env: &E, ctx: &mut Context, c: Ctl, deadline: u32) {
     // Either direction knows the public side of the mapping: (address, port) the world sees.
-    let (address, port) = if forward {
-        (ctx.new.source, ctx.new.source_port)
+    if c.flags() & FLAG_FORWARD != 0 {
+        F::claim_outside(ctx, F::new_source(ctx), ctx.new.source_port);
     } else {
-        (ctx.key.destination, ctx.key.destination_port)
-    };
-    let key = FlowKey {
-        source: 0,
-        destination: address,
-        source_port: 0,
-        destination_port: port,
-        network: WORLD,
-        protocol: ctx.key.protocol,
-        kind: KIND_MAPPING,
-    };
+        F::claim_outside(ctx, F::destination(ctx), ctx.key.destination_port);
+    }
     let Some(control) = env.control() else { return };
     // SAFETY: the control element lives as long as the map.
-    if let Some((_, mapping)) = flow::find::<V4, E>(env, unsafe { &*control }, &key, ctx.now) {
+    if let Some((_, mapping)) = flow::find::<F, E>(env, unsafe { &*control }, F::claimed(ctx), ctx.now) {
         // SAFETY: `mapping` points into the table.
         unsafe { (*mapping).deadline = deadline };
     }

@@ -1,7 +1,7 @@
 //! Asking the rules: the platform's own, the sender's groups (NIC, then subnet), the receiver's (subnet, then NIC).
 //! The first deny ends it.
 
-use super::{Context, NOBODY, WAY_DIRECT, WAY_INSTANCE_IN, WAY_INSTANCE_OUT, WAY_PLATFORM, WAY_SNAT};
+use super::{Context, NOBODY, WAY_DIRECT, WAY_IN, WAY_INSTANCE_OUT, WAY_PLATFORM, WAY_SNAT};
 use crate::classify::{self, entry};
 use crate::env::Env;
 use crate::family::Family;
@@ -29,9 +29,9 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Resu
             asked[1] = endpoint.nic_outbound;
             asked[2] = endpoint.subnet_outbound;
         }
-        if ctx.way == WAY_SNAT && endpoint.instance_address != 0 {
+        if ctx.way == WAY_SNAT && endpoint.instance != 0 {
             ctx.way = WAY_INSTANCE_OUT;
-            ctx.new.source = endpoint.instance_address;
+            F::set_new_source(ctx, F::of_instance(endpoint));
         }
     }
     if ctx.to != NOBODY {
@@ -90,22 +90,21 @@ fn view<E: Env>(env: &E, ctx: &Context, head: &Header, ruleset: u32, exempt: u32
     Some(unsafe { *(*set).platform.as_ptr().add((exempt - 1) as usize % 3) })
 }
 
-/// The classes of the tuple the rules see: the packet's own ports, the private destination (design §4).
+/// The classes of the tuple the rules see: of what comes in the translated destination (design §4).
 #[inline(always)]
 fn classes<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Option<()> {
     let generation = ctx.generation;
     let portless = ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6;
+    let inbound = ctx.way == WAY_IN;
     let (sport, dport) = if portless {
         (0, 0)
     } else {
-        (u16::from_be(ctx.key.source_port), u16::from_be(ctx.key.destination_port))
+        let port = if inbound { ctx.new.destination_port } else { ctx.key.destination_port };
+        (u16::from_be(ctx.key.source_port), u16::from_be(port))
     };
     ctx.classes.of[SOURCE] = F::address_class(env, generation, F::source(ctx));
-    ctx.classes.of[DESTINATION] = if ctx.way == WAY_INSTANCE_IN {
-        env.address_class(generation, ctx.new.destination)
-    } else {
-        F::address_class(env, generation, F::destination(ctx))
-    };
+    let destination = if inbound { F::new_destination(ctx) } else { F::destination(ctx) };
+    ctx.classes.of[DESTINATION] = F::address_class(env, generation, destination);
     ctx.classes.of[SOURCE_PORT] = classify::entry16(env, generation, head.ports, sport as u32)?;
     ctx.classes.of[DESTINATION_PORT] = classify::entry16(env, generation, head.ports, dport as u32)?;
     ctx.classes.of[PROTOCOL] = protocol_class(ctx.key.protocol);

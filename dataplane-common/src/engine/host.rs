@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::vec::Vec;
 
 use super::{Context, Hook, Side, Stage, Verdict};
-use crate::env::{Env, Step};
+use crate::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
 use crate::family::{V4, V6};
 use crate::flow;
 use crate::layout::{
@@ -56,6 +56,15 @@ impl Packet for HostPacket {
     }
     fn vlan_offloaded(&self) -> bool {
         false
+    }
+    fn grow(&self, n: u32) -> bool {
+        // SAFETY: as for `range`.
+        let bytes = unsafe { &mut *self.bytes.get() };
+        let mut longer = bytes[..14].to_vec();
+        longer.resize(14 + n as usize, 0);
+        longer.extend_from_slice(&bytes[14..]);
+        *bytes = longer.into();
+        true
     }
     fn update_l4_checksum(&self, offset: usize, addresses: u32, ports: u32, udp: bool) {
         checksum::in_place(self, offset, addresses, ports, udp);
@@ -125,6 +134,7 @@ pub struct HostEnv {
     pub control: Control,
     pub policy: [HostPolicy; 2],
     pub routes: Prefixes<u32>,
+    pub routes6: Prefixes<u32>,
     devices: Box<[[Device; 2]]>,
     next_hops: UnsafeCell<Box<[NextHop]>>,
     buckets: UnsafeCell<Box<[Bucket]>>,
@@ -133,7 +143,10 @@ pub struct HostEnv {
     counts: Box<[[AtomicU64; 2]]>,
     pub rule_hits: Mutex<HashMap<u32, Count>>,
     pub events: Mutex<Vec<Event>>,
-    refusals: Mutex<HashMap<FlowKey, u32>>,
+    refusals: Mutex<HashMap<FlowKey, Refusal>>,
+    fragments: Mutex<HashMap<FragmentKey, FragmentPorts>>,
+    /// Candidates that each successful claim took.
+    pub tried: Mutex<Vec<u32>>,
 }
 
 // SAFETY: buckets and next hops are shared the way the kernel shares map values between CPUs: by the protocol of
@@ -153,6 +166,7 @@ impl HostEnv {
             },
             policy: Default::default(),
             routes: Prefixes::default(),
+            routes6: Prefixes::default(),
             devices: std::vec![[Device::default(); 2]; DEVICE_SLOTS as usize].into(),
             next_hops: UnsafeCell::new(std::vec![NextHop::default(); NEXT_HOP_SLOTS as usize].into()),
             buckets: UnsafeCell::new(std::vec![Bucket::default(); buckets as usize].into()),
@@ -162,6 +176,8 @@ impl HostEnv {
             rule_hits: Mutex::default(),
             events: Mutex::default(),
             refusals: Mutex::default(),
+            fragments: Mutex::default(),
+            tried: Mutex::default(),
         }
     }
 
@@ -269,15 +285,26 @@ impl Env for HostEnv {
         policy.spaces6.get(&routing).and_then(|s| s.get(wide6(address))).unwrap_or(0)
     }
     fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32 {
-        let key = EndpointKey6 { address: *address, network, pad: 0 };
+        let key = EndpointKey6 { address: *address, network, ..EndpointKey6::default() };
         self.policy[generation as usize & 1].endpoints6.get(&key).copied().unwrap_or(0)
     }
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32 {
-        let key = EndpointKey { address, network, pad: 0 };
+        let key = EndpointKey { address, network, ..EndpointKey::default() };
         self.policy[generation as usize & 1].endpoints.get(&key).copied().unwrap_or(0)
+    }
+    fn listener(&self, generation: u32, address: u32, port: u16, protocol: u8) -> u32 {
+        let key = EndpointKey { address, port, protocol, ..EndpointKey::default() };
+        self.policy[generation as usize & 1].endpoints.get(&key).copied().unwrap_or(0)
+    }
+    fn listener6(&self, generation: u32, address: &[u32; 4], port: u16, protocol: u8) -> u32 {
+        let key = EndpointKey6 { address: *address, port, protocol, ..EndpointKey6::default() };
+        self.policy[generation as usize & 1].endpoints6.get(&key).copied().unwrap_or(0)
     }
     fn route(&self, address: u32) -> u32 {
         self.routes.get(wide(address)).unwrap_or(0)
+    }
+    fn route6(&self, address: &[u32; 4]) -> u32 {
+        self.routes6.get(wide6(address)).unwrap_or(0)
     }
     fn count(&self, reason: Reason, bytes: u32) {
         self.counts[reason as usize][0].fetch_add(1, Relaxed);
@@ -300,12 +327,25 @@ impl Env for HostEnv {
             events.push(event);
         }
     }
-    fn refused_until(&self, key: &FlowKey) -> Option<u32> {
+    fn refused(&self, key: &FlowKey) -> Option<Refusal> {
         self.refusals.lock().ok()?.get(key).copied()
     }
-    fn refuse_until(&self, key: &FlowKey, tick: u32) {
+    fn refuse(&self, key: &FlowKey, refusal: Refusal) {
         if let Ok(mut refusals) = self.refusals.lock() {
-            refusals.insert(*key, tick);
+            refusals.insert(*key, refusal);
+        }
+    }
+    fn tried(&self, n: u32) {
+        if let Ok(mut tried) = self.tried.lock() {
+            tried.push(n);
+        }
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.lock().ok()?.get(key).copied()
+    }
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
+        if let Ok(mut fragments) = self.fragments.lock() {
+            fragments.insert(*key, ports);
         }
     }
     fn insert(&self, ctx: &mut Context) -> flow::Taken {
@@ -318,15 +358,15 @@ impl Env for HostEnv {
         // SAFETY: the context is this packet's own.
         unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
     }
-    fn may_reevaluate(&self, _now: u32, budget: u32) -> bool {
+    fn spend(&self, _which: Budget, _now: u32, budget: u32) -> bool {
         budget != 0
     }
     fn dry_run(&self) -> bool {
         false
     }
     fn search<S: Step<Self>>(&self, ctx: &mut Context, n: u32) {
-        for i in 0..n {
-            if S::attempt(self, ctx, i) {
+        for _ in 0..n {
+            if S::attempt(self, ctx) {
                 return;
             }
         }

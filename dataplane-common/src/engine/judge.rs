@@ -1,20 +1,19 @@
 //! Second stage: who sends, who receives, and do the rules let it pass? Always on the private addresses.
 
 use super::{
-    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_INSTANCE_IN, WAY_PLATFORM, WAY_SNAT,
-    drop, forward, groups, owner, pass,
+    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_PLATFORM, WAY_SNAT, balance, drop,
+    forward, groups, owner, pass,
 };
 use crate::classify::{self, entry, header};
 use crate::env::Env;
 use crate::family::Family;
 use crate::flow;
-use crate::layout::{Control, HOST_DNS, HOST_ECHO, NEXT_HOP_HOST, Settings, WORLD};
+use crate::layout::{Control, HOST_DNS, HOST_ECHO, NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD};
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::packet::parse::SHAPE_OPENS;
-use crate::packet::rewrite::Tuple;
 use crate::policy::{
-    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY, Endpoint, FRONTEND_HOST, Frontend, Header,
-    IN_APPLIANCE, IN_GATEWAY, IN_NETWORK, IN_NOWHERE, IN_PLATFORM, RULE_NONE,
+    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_LISTENER, AT_PROXY, Endpoint, FRONTEND_HOST, Frontend,
+    Header, IN_APPLIANCE, IN_GATEWAY, IN_NETWORK, IN_NOWHERE, IN_PLATFORM, RULE_NONE, owner_entry,
 };
 use crate::reason::Reason;
 
@@ -44,19 +43,15 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.egress = 0;
     ctx.way = 0;
     ctx.idle_class = 0;
-    ctx.new = Tuple {
-        source: ctx.key.source,
-        destination: ctx.key.destination,
-        source_port: ctx.key.source_port,
-        destination_port: ctx.key.destination_port,
-    };
+    ctx.flow_flags = 0;
+    F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
         ctx.shape |= SHAPE_OPENS;
     }
     let verdict = match ctx.side() {
         Side::Guest => from_guest::<F, E>(env, ctx, head, settings),
-        Side::Uplink => from_uplink::<F, E>(env, ctx, head),
+        Side::Uplink => from_uplink::<F, E>(env, ctx, control, head),
         Side::Host => from_host::<F, E>(env, ctx),
     };
     let judged = match verdict {
@@ -144,8 +139,11 @@ fn from_guest<F: Family, E: Env>(
         ctx.way = WAY_DIRECT;
         return Ok(());
     }
-    if kind != 0 {
-        return Err(Reason::Hairpin.into());
+    match kind {
+        0 => {}
+        // Out and in again: what the sender may and how it leaves is decided as for the world.
+        AT_INSTANCE | AT_FRONTEND => ctx.egress = NEXT_HOP_LOOP,
+        _ => return Err(Reason::NoListener.into()),
     }
     // Decided in the claim stage, after the groups: what is denied is not asked for a way out.
     ctx.way = WAY_SNAT;
@@ -181,58 +179,75 @@ fn host_access(ctx: &Context, settings: &Settings) -> bool {
 }
 
 #[inline(always)]
-fn from_uplink<F: Family, E: Env>(env: &E, ctx: &mut Context, head: &Header) -> Result<(), Ended> {
+fn from_uplink<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+    head: &Header,
+) -> Result<(), Ended> {
     let (source, destination) = (F::source(ctx), F::destination(ctx));
-    let at = F::endpoint(env, ctx.generation, WORLD, destination);
-    let index = at & 0xff_ffff;
     // Nobody outside has one of our private addresses or the platform's; believing it would let it in by
-    // AllowVnetInBound or AllowAzureLoadBalancerInBound.
-    if private::<F, E>(env, ctx) || F::never_forwarded(source) || F::to_many(source) {
+    // AllowVnetInBound or AllowAzureLoadBalancerInBound. Nor has anybody one of our public addresses: guests that leave
+    // under them come back in by a way of their own.
+    if private::<F, E>(env, ctx)
+        || F::never_forwarded(source)
+        || F::to_many(source)
+        || (ctx.looped == 0 && public::<F, E>(env, ctx, source))
+    {
         return Err(Reason::Martian.into());
     }
-    // No IPv6 address of the policy is one of the world's.
-    if F::V6 {
-        return Err(Reason::NoListener.into());
+    // Where the answers go: the route back, found now so that the flow is written whole.
+    ctx.ingress = if ctx.looped != 0 { NEXT_HOP_LOOP } else { F::route(env, source) as u16 };
+    if ctx.again != NO_SLOT {
+        return balance::as_before::<F, E>(env, ctx).map_err(Ended::Drop);
     }
+    let at = F::endpoint(env, ctx.generation, WORLD, destination);
+    let index = at & 0xff_ffff;
     match at >> 24 & !AT_PROXY {
         AT_INSTANCE => {
             opens(ctx)?;
-            let Some(endpoint) = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, index) else {
-                return Err(Reason::Internal.into());
-            };
-            // SAFETY: `entry` points into a page.
-            let endpoint = unsafe { &*endpoint };
-            ctx.to = index;
-            ctx.new.destination = endpoint.address;
-            ctx.way = WAY_INSTANCE_IN;
-            // Where the reply goes: the route back, found now so that the flow is written whole.
-            ctx.ingress = env.route(ctx.key.source) as u16;
-            Ok(())
+            balance::arrive::<F, E>(env, ctx, head, index, false).map_err(Ended::Drop)
         }
         AT_FRONTEND => {
-            let port = u16::from_be(ctx.key.destination_port) as u32;
-            let owner = classify::entry16(
-                env,
-                ctx.generation,
-                head.owners,
-                index * crate::policy::ADDRESS_UNITS + port / 8,
-            );
-            // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
-            // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
-            if port != 0 && owner != Some(0) && ctx.key.protocol != ICMP {
-                return Err(Reason::NoFlow.into());
+            let port = ctx.key.destination_port;
+            let listener = F::listener(env, ctx.generation, destination, port, ctx.key.protocol);
+            if listener >> 24 == AT_LISTENER {
+                opens(ctx)?;
+                return balance::choose::<F, E>(env, ctx, control, head, listener & 0xff_ffff)
+                    .map_err(Ended::Drop);
             }
-            let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
-                return Err(Reason::Internal.into());
-            };
-            // SAFETY: `entry` points into a page.
-            if unsafe { (*frontend).flags } & FRONTEND_HOST != 0 {
-                return Err(Ended::Pass(Reason::NotOurs));
-            }
-            Err(Reason::NoListener.into())
+            at_frontend(env, ctx, head, index)
         }
         _ => Err(Reason::NoListener.into()),
     }
+}
+
+/// What arrives at a frontend where nothing listens.
+#[inline(always)]
+fn at_frontend<E: Env>(env: &E, ctx: &Context, head: &Header, index: u32) -> Result<(), Ended> {
+    let port = u16::from_be(ctx.key.destination_port) as u32;
+    let udp = ctx.key.protocol == UDP;
+    let owner = classify::entry16(env, ctx.generation, head.owners, owner_entry(index, udp, port / 8));
+    let echo = ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6;
+    // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
+    // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
+    if port != 0 && owner != Some(0) && !echo {
+        return Err(Reason::NoFlow.into());
+    }
+    let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
+        return Err(Reason::Internal.into());
+    };
+    // SAFETY: `entry` points into a page.
+    if unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0 {
+        return Err(Ended::Pass(Reason::NotOurs));
+    }
+    Err(Reason::NoListener.into())
+}
+
+/// Is it a public address that guests use?
+#[inline(always)]
+fn public<F: Family, E: Env>(env: &E, ctx: &Context, address: F::Address) -> bool {
+    matches!(F::endpoint(env, ctx.generation, WORLD, address) >> 24 & !AT_PROXY, AT_INSTANCE | AT_FRONTEND)
 }
 
 /// Is the source one that rules trust by its address: inside any virtual network, or the platform's?

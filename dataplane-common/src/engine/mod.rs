@@ -4,10 +4,12 @@
 //! kernel that is a tail call, on the host a loop ([`host`]).
 
 pub mod arp;
+pub mod balance;
 pub mod claim;
 pub mod entry;
 pub mod entry6;
 pub mod forward;
+pub mod fragments;
 pub mod groups;
 pub mod guard;
 #[cfg(not(target_arch = "bpf"))]
@@ -16,13 +18,14 @@ pub mod judge;
 pub mod later;
 pub mod nd;
 pub mod owner;
+pub mod refuse;
 
 use crate::classify::Classes;
 use crate::env::Env;
 use crate::family::{V4, V6};
 use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
-use crate::packet::rewrite::Tuple;
+use crate::packet::rewrite::{Addresses6, Tuple};
 use crate::reason::Reason;
 use crate::snat::Search;
 
@@ -40,6 +43,12 @@ pub enum Stage {
     Claim6 = 7,
     /// ICMPv6 of the link: neighbour discovery, multicast listeners.
     Nd = 8,
+    Fragment6 = 9,
+    /// A flow refused for want of a port, and what its guest is told.
+    Refuse = 10,
+    Refuse6 = 11,
+    /// [`Stage::Entry`] once more, of a packet that comes back in. Only TC has it.
+    Loop = 12,
 }
 
 /// Where the packet was met.
@@ -98,6 +107,19 @@ pub struct Context {
     /// `SHAPE_*` of [`crate::packet::parse`].
     pub shape: u8,
     pub tcp_flags: u8,
+    /// Network order; meaningful with ACK.
+    pub tcp_ack: u32,
+    /// A fragment's identification, network order, and its offset and flags in host order (of IPv4 and IPv6 alike: offset in
+    /// units of 8 bytes, bit 15: more follow).
+    pub fragment_id: u32,
+    pub fragment: u16,
+    /// 1: a guest's packet on its way back in, see [`crate::layout::NEXT_HOP_LOOP`].
+    pub looped: u8,
+    /// Flags of the flow to be made besides what its way says: `FLAG_RESET`.
+    pub flow_flags: u8,
+    /// Why the packet is refused, for [`Stage::Refuse`].
+    pub refused: u8,
+    pub pad: [u8; 3],
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,
@@ -122,8 +144,9 @@ pub struct Context {
     /// Slot of the flow that is judged again, or [`NO_SLOT`], and the generation of that slot.
     pub again: u32,
     pub again_generation: u32,
-    /// The tuple after translation.
+    /// The tuple after translation; of IPv6 the last 32 bits of each address, `new6` has all.
     pub new: Tuple,
+    pub new6: Addresses6,
     pub classes: Classes,
     pub search: Search,
     pub claim: FlowKey,
@@ -147,8 +170,8 @@ pub const NO_SLOT: u32 = u32::MAX;
 pub const WAY_DIRECT: u8 = 1;
 /// Out under an instance-level public IP.
 pub const WAY_INSTANCE_OUT: u8 = 2;
-/// In to an instance-level public IP.
-pub const WAY_INSTANCE_IN: u8 = 3;
+/// In, to an instance-level public IP or by a load balancer: the destination is translated.
+pub const WAY_IN: u8 = 3;
 /// Out through SNAT.
 pub const WAY_SNAT: u8 = 4;
 /// To a service of this host under a platform address; becomes `WAY_DIRECT` when the platform's rules allow it.
@@ -252,11 +275,14 @@ pub fn end<E: Env>(env: &E, ctx: &Context, ended: Ended) -> Verdict {
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     match stage {
-        Stage::Entry => entry::run(packet, env, ctx),
+        Stage::Entry | Stage::Loop => entry::run(packet, env, ctx),
         Stage::Classify => judge::run::<V4, E>(env, ctx),
         Stage::Claim => claim::run::<V4, P, E>(packet, env, ctx),
         Stage::Icmp => later::icmp(packet, env, ctx),
-        Stage::Fragment => later::fragment(packet, env, ctx),
+        Stage::Fragment => fragments::run::<V4, P, E>(packet, env, ctx),
+        Stage::Fragment6 => fragments::run::<V6, P, E>(packet, env, ctx),
+        Stage::Refuse => refuse::run::<V4, P, E>(packet, env, ctx),
+        Stage::Refuse6 => refuse::run::<V6, P, E>(packet, env, ctx),
         Stage::Entry6 => entry6::run(packet, env, ctx),
         Stage::Classify6 => judge::run::<V6, E>(env, ctx),
         Stage::Nd => nd::run(packet, env, ctx),

@@ -4,13 +4,14 @@
 use super::{Context, Ended, Side, Verdict, end, owner};
 use crate::env::Env;
 use crate::family::{Family as _, V6};
+use crate::layout::WORLD;
 use crate::packet::headers::{Icmp, same_mac};
 use crate::packet::nd::{
     self, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT,
     ROUTER_SOLICITATION,
 };
 use crate::packet::{Packet, at, parse};
-use crate::policy::IN_NETWORK;
+use crate::policy::{AT_PROXY, IN_NETWORK};
 use crate::reason::Reason;
 
 /// ICMPv6 that stays on the link.
@@ -18,10 +19,29 @@ use crate::reason::Reason;
 pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     let ended = match ctx.side() {
         Side::Guest => from_guest(packet, env, ctx),
-        Side::Uplink => Ended::Pass(Reason::NotOurs),
+        Side::Uplink => from_uplink(packet, env, ctx),
         Side::Host => Ended::Pass(Reason::FromHost),
     };
     end(env, ctx, ended)
+}
+
+/// Neighbour discovery on an uplink is the kernel's, but for addresses that the policy says we answer for.
+#[inline(always)]
+fn from_uplink<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
+    if let Some(icmp) = at::<Icmp>(packet, parse::l4_offset(ctx))
+        // SAFETY: `at` checked the bounds.
+        && unsafe { (*icmp).kind } == NEIGHBOUR_SOLICITATION
+        && let Some(message) = nd::read(packet, ctx)
+        && !unspecified(&ctx.key6.source)
+        && env.endpoint6(ctx.generation, WORLD, &message.target) >> 24 & AT_PROXY != 0
+    {
+        let mac = ctx.device_mac;
+        if nd::answer(packet, ctx, &mac) {
+            env.count(Reason::NdAnswered, ctx.length);
+            return Ended::Verdict(Verdict::Redirect(ctx.ifindex));
+        }
+    }
+    Ended::Pass(Reason::NotOurs)
 }
 
 /// fe80::/10

@@ -48,6 +48,7 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     }
     ctx.ttl = header.hop_limit;
     ctx.tcp_flags = 0;
+    ctx.tcp_ack = 0;
     let (source, destination) = (header.source, header.destination);
     ctx.key6.source = source;
     ctx.key6.destination = destination;
@@ -69,8 +70,13 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         // SAFETY: `at` checked the bounds.
         let extension = unsafe { *extension };
         if protocol == FRAGMENT {
+            // RFC 8200 §4.5: what stands behind it belongs to the fragmented part.
             ctx.shape |= SHAPE_FRAGMENT;
+            let field = u16::from_be_bytes([extension[2], extension[3]]);
+            ctx.fragment = field >> 3 | (field & 1) << 15;
+            ctx.fragment_id = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
             protocol = extension[0];
+            l4 += 8;
             break;
         }
         if protocol == ROUTING && extension[2] == 0 {
@@ -109,7 +115,7 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
 
 /// RFC 4443 and, for neighbour discovery, RFC 4861.
 #[inline(always)]
-fn icmpv6(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Result<(), Reason> {
+pub(crate) fn icmpv6(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Result<(), Reason> {
     let icmp = at::<Icmp>(packet, l4).ok_or(Reason::Malformed)?;
     if payload < size_of::<Icmp>() as u32 {
         return Err(Reason::Malformed);

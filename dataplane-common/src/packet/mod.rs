@@ -1,5 +1,6 @@
 //! Packets as the engine sees them: parse, rewrite, checksums.
 
+pub mod answer;
 pub mod arp;
 pub mod checksum;
 pub mod headers;
@@ -20,6 +21,9 @@ pub trait Packet {
     fn length(&self) -> u32;
     /// Makes the first `n` bytes directly readable and writable if they are not; pointers taken before are stale.
     fn pull(&self, n: u32) -> bool;
+    /// Makes room for `n` bytes behind the Ethernet header, which stays the frame's first bytes; pointers are stale.
+    /// `false`: not possible, the packet is to be dropped.
+    fn grow(&self, n: u32) -> bool;
     /// Was a VLAN tag taken out of the bytes by the driver?
     fn vlan_offloaded(&self) -> bool;
     /// Adds differences to the TCP, UDP or ICMP checksum at `offset`: `addresses` is the part that the

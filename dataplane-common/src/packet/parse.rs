@@ -22,6 +22,8 @@ pub const SHAPE_ICMP_ERROR: u8 = 4;
 pub const SHAPE_ICMP_OTHER: u8 = 8;
 /// The packet opens a conversation: TCP SYN without ACK, an echo request, or a protocol without a handshake.
 pub const SHAPE_OPENS: u8 = 16;
+/// A fragment without the transport header: there are no ports in it to read or write.
+pub const SHAPE_LATER: u8 = 64;
 /// Neighbour discovery and multicast listeners: ICMPv6 that never leaves the link.
 pub const SHAPE_ND: u8 = 32;
 
@@ -90,6 +92,7 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     ctx.l4 = l4 as u16;
     ctx.ttl = header.ttl;
     ctx.tcp_flags = 0;
+    ctx.tcp_ack = 0;
     let protocol = header.protocol;
     ctx.key = FlowKey {
         source: header.source,
@@ -102,6 +105,9 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     };
     if header.fragment & u16::to_be(0x3fff) != 0 {
         ctx.shape |= SHAPE_FRAGMENT;
+        let field = u16::from_be(header.fragment);
+        ctx.fragment_id = header.id as u32;
+        ctx.fragment = (field & 0x1fff) | (field & 0x2000) << 2;
         return Ok(());
     }
     let payload = total - ihl as u32;
@@ -109,7 +115,7 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Result<(), Reason> {
+pub(crate) fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Result<(), Reason> {
     let icmp = at::<Icmp>(packet, l4).ok_or(Reason::Malformed)?;
     if payload < size_of::<Icmp>() as u32 {
         return Err(Reason::Malformed);
@@ -130,7 +136,7 @@ fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: u32) -> Res
 
 /// Reads ports and flags of `ctx.key.protocol` at `l4`, with `payload` bytes there; protocols without ports have 0.
 #[inline(always)]
-pub(super) fn transport(
+pub(crate) fn transport(
     packet: &impl Packet,
     ctx: &mut Context,
     l4: usize,
@@ -148,6 +154,7 @@ pub(super) fn transport(
             ctx.key.destination_port = tcp.destination;
             let flags = tcp.flags & 0x3f;
             ctx.tcp_flags = flags;
+            ctx.tcp_ack = tcp.acknowledgement;
             // No flags at all, or two that exclude each other: probes and evasions, never a connection.
             if flags & (SYN | FIN | RST | ACK) == 0
                 || flags & (SYN | FIN) == SYN | FIN

@@ -3,7 +3,7 @@
 use super::headers::*;
 use super::ipv6::Ipv6;
 use super::{Packet, at, checksum};
-use crate::layout::{FlowKey, NextHop};
+use crate::layout::{FlowKey, FlowKey6, NextHop};
 
 /// The tuple a packet leaves with, network order.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -15,8 +15,17 @@ pub struct Tuple {
     pub destination_port: u16,
 }
 
+/// The addresses an IPv6 packet leaves with, as they stand in it.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Addresses6 {
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+}
+
 /// Rewrites the packet from `old` to `new`, takes one from the TTL if `hop` is given, and puts its hardware
-/// addresses on. Returns `false` if the headers are not where they were parsed, with nothing written.
+/// addresses on. `ports` says that the packet has its transport header: it is not a later fragment. Returns `false` if the
+/// headers are not where they were parsed, with nothing written.
 ///
 /// Everything is written before the transport checksum: that call makes packet pointers stale under TC.
 #[inline(always)]
@@ -27,9 +36,11 @@ pub fn translate(
     old: &FlowKey,
     new: &Tuple,
     hop: Option<&NextHop>,
+    ports: bool,
 ) -> bool {
     let Some(ip) = at::<Ipv4>(packet, l3) else { return false };
-    let Some(ports) = at::<[u16; 4]>(packet, l4) else {
+    let header = if ports { at::<[u16; 4]>(packet, l4) } else { None };
+    let Some(ports) = header else {
         // Protocols without ports may be shorter; only the addresses change then.
         return addresses_only(packet, l3, old, new, hop);
     };
@@ -122,6 +133,68 @@ fn write_macs(packet: &impl Packet, hop: Option<&NextHop>) {
         copy_mac(&raw mut (*ethernet).destination, &raw const hop.mac);
         copy_mac(&raw mut (*ethernet).source, &raw const hop.source_mac);
     }
+}
+
+/// The same for IPv6. `ports` says that the packet has its transport header: it is not a later fragment.
+#[inline(always)]
+pub fn translate6(
+    packet: &impl Packet,
+    l3: usize,
+    l4: usize,
+    old: &FlowKey6,
+    new: &Tuple,
+    new6: &Addresses6,
+    hop: Option<&NextHop>,
+    ports: bool,
+) -> bool {
+    let Some(ip) = at::<Ipv6>(packet, l3) else { return false };
+    let mut addresses = 0;
+    let mut i = 0;
+    while i < 4 {
+        // SAFETY: the index is below the four words of each.
+        unsafe {
+            let (a, b) = (*old.source.as_ptr().add(i), *new6.source.as_ptr().add(i));
+            addresses = checksum::add(addresses, checksum::difference(a, b));
+            let (a, b) = (*old.destination.as_ptr().add(i), *new6.destination.as_ptr().add(i));
+            addresses = checksum::add(addresses, checksum::difference(a, b));
+        }
+        i += 1;
+    }
+    let protocol = old.key.protocol;
+    let header = if ports { at::<[u16; 4]>(packet, l4) } else { None };
+    let port_change = checksum::difference16(old.key.source_port, new.source_port)
+        + checksum::difference16(old.key.destination_port, new.destination_port);
+    // SAFETY: `at` checked the bounds of both; packed structs and unaligned writes.
+    unsafe {
+        (*ip).source = new6.source;
+        (*ip).destination = new6.destination;
+        if hop.is_some() {
+            (*ip).hop_limit = (*ip).hop_limit.wrapping_sub(1);
+        }
+        if let Some(header) = header {
+            match protocol {
+                TCP | UDP => {
+                    header.cast::<u16>().write_unaligned(new.source_port);
+                    header.cast::<u16>().add(1).write_unaligned(new.destination_port);
+                }
+                ICMPV6 => {
+                    header.cast::<u16>().add(2).write_unaligned(new.source_port | new.destination_port);
+                }
+                _ => {}
+            }
+        }
+    }
+    write_macs(packet, hop);
+    if header.is_some() {
+        match protocol {
+            TCP => packet.update_l4_checksum(l4 + TCP_CHECKSUM, addresses, port_change, false),
+            UDP => packet.update_l4_checksum(l4 + UDP_CHECKSUM, addresses, port_change, true),
+            // ICMPv6 has a pseudo-header (RFC 4443 §2.3).
+            ICMPV6 => packet.update_l4_checksum(l4 + ICMP_CHECKSUM, addresses, port_change, false),
+            _ => {}
+        }
+    }
+    true
 }
 
 /// Takes one from the hop limit of an IPv6 packet and puts the hardware addresses on. `false` if the header is not

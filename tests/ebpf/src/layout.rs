@@ -76,15 +76,15 @@ pub struct Entry {
     pub ctl: u64,
     pub peer: u32,
     pub deadline: u32,
-    pub next_hop: u16,
-    pub ingress: u16,
+    pub hops: u32,
     pub new_source: u32,
     pub new_destination: u32,
     pub new_source_port: u16,
     pub new_destination_port: u16,
     pub rule: u32,
     pub packets: u32,
-    pub bytes: u64,
+    pub bytes_low: u32,
+    pub ack: u32,
 }
 
 /// The network of the keys.

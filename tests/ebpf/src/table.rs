@@ -38,7 +38,7 @@ const _: () = {
     assert!(offset_of!(HalfRecord, new_source) == KEY + offset_of!(Entry, new_source));
     assert!(offset_of!(HalfRecord, new_source_port) == KEY + offset_of!(Entry, new_source_port));
     assert!(offset_of!(HalfRecord, packets) == KEY + offset_of!(Entry, packets));
-    assert!(offset_of!(HalfRecord, bytes) == KEY + offset_of!(Entry, bytes));
+    assert!(offset_of!(HalfRecord, bytes_low) == KEY + offset_of!(Entry, bytes_low));
 };
 
 #[xdp]
@@ -115,7 +115,7 @@ fn forward(ctx: &XdpContext, find: impl Fn(&Table, &FlowKey, u32) -> Option<*mut
     translate(headers, told, source, entry);
     entry.deadline = now.wrapping_add(TABLE_IDLE);
     entry.packets = entry.packets.wrapping_add(1);
-    entry.bytes = entry.bytes.wrapping_add(FRAME_BYTES as u64);
+    entry.bytes_low = entry.bytes_low.wrapping_add(FRAME_BYTES as u32);
     // SAFETY: a helper with plain arguments.
     Some(unsafe { bpf_redirect(told.ifindex, 0) } as u32)
 }

@@ -12,7 +12,8 @@ use portcullis::datapath::PolicyImage;
 use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
-    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, NextHop, Reason,
+    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
+    NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
 pub use host::{HostBackend, host_env};
@@ -129,7 +130,10 @@ impl Gateway {
 
     /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.
     pub fn next_hops(&self) -> Vec<(u16, NextHop)> {
-        let mut hops = vec![(1, NextHop { kind: HOP_HOST, ..NextHop::default() })];
+        let mut hops = vec![
+            (NEXT_HOP_HOST, NextHop { kind: HOP_HOST, ..NextHop::default() }),
+            (NEXT_HOP_LOOP, NextHop { kind: HOP_LOOP, ..NextHop::default() }),
+        ];
         for hop in &self.compiled.guest_hops {
             let pinned = if hop.mac.is_some() { HOP_FLAG_PINNED | HOP_FLAG_RESOLVED } else { 0 };
             hops.push((

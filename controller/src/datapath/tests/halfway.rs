@@ -21,7 +21,7 @@ fn image(generation: u32) -> PolicyImage {
         pages: vec![header, Page::default()],
         prefixes: vec![(0, [0; 4], 0)],
         spaces: vec![(1, 8, [10, 0, 0, 0], 1 << 24 | 1)],
-        endpoints: vec![(EndpointKey { address: 1, network: 1, pad: 0 }, generation)],
+        endpoints: vec![(EndpointKey { address: 1, network: 1, ..EndpointKey::default() }, generation)],
         devices: vec![Device {
             ifindex: 9,
             kind: DEVICE_GUEST,

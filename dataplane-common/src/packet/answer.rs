@@ -1,0 +1,220 @@
+//! Packets of our own, made of the one they answer, in place: a RST, an ICMP error.
+
+use super::headers::*;
+use super::ipv6::Ipv6;
+use super::parse::{l3_offset, l4_offset};
+use super::{Packet, at, checksum};
+use crate::engine::Context;
+use crate::family::Family;
+
+/// The longest packet that is quoted: an error of 576 bytes (RFC 1812 §4.3.2.3). Longer ones are not answered.
+const QUOTED: u32 = 548;
+
+/// Makes a RST of a SYN (RFC 9293 §3.5.2). Addresses and ports are exchanged, which no checksum notices.
+#[inline(always)]
+pub fn reset<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
+    let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
+    let Some(tcp) = at::<Tcp>(packet, l4) else { return false };
+    let Some(end) = end_of_packet::<F>(packet, l3) else { return false };
+    // SAFETY: `at` checked the bounds; packed structs have no alignment.
+    let tcp = unsafe { &mut *tcp };
+    let header = (tcp.offset >> 4) as u32 * 4;
+    // What a Fast Open SYN carries is acknowledged with it.
+    let data = end.saturating_sub((l4 - l3) as u32 + header);
+    let acknowledged = u32::from_be(tcp.sequence).wrapping_add(1).wrapping_add(data).to_be();
+    let (sequence, acknowledgement) = (tcp.sequence, tcp.acknowledgement);
+    let before = u16::from_ne_bytes([tcp.offset, tcp.flags]);
+    let after = u16::from_ne_bytes([tcp.offset, RST | ACK]);
+    let mut change = checksum::difference(sequence, 0);
+    change = checksum::add(change, checksum::difference(acknowledgement, acknowledged));
+    change = checksum::add(change, checksum::difference16(before, after));
+    let (source, destination) = (tcp.source, tcp.destination);
+    tcp.source = destination;
+    tcp.destination = source;
+    tcp.sequence = 0;
+    tcp.acknowledgement = acknowledged;
+    tcp.flags = RST | ACK;
+    if F::V6 {
+        let Some(ip) = at::<Ipv6>(packet, l3) else { return false };
+        // SAFETY: as above.
+        let ip = unsafe { &mut *ip };
+        let source = ip.source;
+        ip.source = ip.destination;
+        ip.destination = source;
+    } else {
+        let Some(ip) = at::<Ipv4>(packet, l3) else { return false };
+        // SAFETY: as above.
+        let ip = unsafe { &mut *ip };
+        let source = ip.source;
+        ip.source = ip.destination;
+        ip.destination = source;
+    }
+    if !turn_round(packet, ctx) {
+        return false;
+    }
+    packet.update_l4_checksum(l4 + TCP_CHECKSUM, 0, change, false);
+    true
+}
+
+/// Length of the IP packet from its header on, as it says itself.
+#[inline(always)]
+fn end_of_packet<F: Family>(packet: &impl Packet, l3: usize) -> Option<u32> {
+    if F::V6 {
+        let ip = at::<Ipv6>(packet, l3)?;
+        // SAFETY: `at` checked the bounds.
+        Some(u16::from_be(unsafe { (*ip).payload_length }) as u32 + size_of::<Ipv6>() as u32)
+    } else {
+        let ip = at::<Ipv4>(packet, l3)?;
+        // SAFETY: as above.
+        Some(u16::from_be(unsafe { (*ip).total_length }) as u32)
+    }
+}
+
+/// The frame goes back to where it came from.
+#[inline(always)]
+fn turn_round(packet: &impl Packet, ctx: &Context) -> bool {
+    let Some(ethernet) = at::<Ethernet>(packet, 0) else { return false };
+    // SAFETY: `at` checked the bounds; a frame begins at an even address, and so does the context's.
+    unsafe {
+        copy_mac(&raw mut (*ethernet).source, &raw const (*ethernet).destination);
+        copy_mac(&raw mut (*ethernet).destination, &raw const ctx.source_mac);
+    }
+    true
+}
+
+/// Puts "communication administratively prohibited" (ICMP type 3 code 13, ICMPv6 type 1 code 1) in front of the packet,
+/// from `gateway`. `false`: not possible, the packet is to be dropped.
+///
+/// The checksum is made without a look at the payload: a TCP or UDP segment whose checksum is right, or will be once
+/// the kernel has completed it (guests' offloads), adds up to the complement of its pseudo-header. So the quote has to
+/// be whole.
+#[inline(always)]
+pub fn prohibited<F: Family>(packet: &impl Packet, ctx: &Context, gateway: F::Address) -> bool {
+    let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
+    let Some(end) = end_of_packet::<F>(packet, l3) else { return false };
+    let headers = (l4 - l3) as u32;
+    if l3 != size_of::<Ethernet>() || end > QUOTED || end < headers {
+        return false;
+    }
+    // Extension headers and options would have to be summed up.
+    if headers != if F::V6 { 40 } else { 20 } {
+        return false;
+    }
+    let protocol = ctx.key.protocol;
+    if protocol == UDP {
+        let Some(udp) = at::<Udp>(packet, l4) else { return false };
+        // SAFETY: `at` checked the bounds.
+        if unsafe { (*udp).checksum } == 0 {
+            return false;
+        }
+    }
+    let segment = end - headers;
+    if F::V6 {
+        prohibited6::<F>(packet, ctx, gateway, end, segment)
+    } else {
+        prohibited4::<F>(packet, ctx, gateway, end, segment)
+    }
+}
+
+/// The sum of `N` half-words.
+///
+/// # Safety
+/// `from` points to `N` half-words.
+#[inline(always)]
+unsafe fn sum<const N: usize>(from: *const u16) -> u32 {
+    let mut total = 0;
+    let mut i = 0;
+    while i < N {
+        // SAFETY: the caller vouches for `from`; frames are read as bytes anyway.
+        total += unsafe { from.add(i).read_unaligned() } as u32;
+        i += 1;
+    }
+    total
+}
+
+#[inline(always)]
+fn prohibited4<F: Family>(
+    packet: &impl Packet,
+    ctx: &Context,
+    gateway: F::Address,
+    end: u32,
+    segment: u32,
+) -> bool {
+    const ROOM: u32 = 28;
+    if !packet.grow(ROOM) {
+        return false;
+    }
+    let (Some(ip), Some(icmp), Some(inner)) =
+        (at::<Ipv4>(packet, 14), at::<Icmp>(packet, 34), at::<Ipv4>(packet, 14 + ROOM as usize))
+    else {
+        return false;
+    };
+    // SAFETY: `at` checked the bounds of all three; packed structs have no alignment.
+    unsafe {
+        // ICMP has no pseudo-header; of an echo request the segment itself adds up to nothing.
+        let pseudo = if ctx.key.protocol == ICMP {
+            0
+        } else {
+            let addresses = sum::<4>((&raw const (*inner).source).cast());
+            addresses + u16::from_ne_bytes([0, ctx.key.protocol]) as u32 + (segment as u16).to_be() as u32
+        };
+        let header = sum::<10>(inner.cast());
+        let kind = u16::from_ne_bytes([3, 13]) as u32;
+        let quoted = header + !checksum::fold(pseudo) as u32;
+        *icmp = Icmp { kind: 3, code: 13, checksum: !checksum::fold(kind + quoted), id: 0, sequence: 0 };
+        *ip = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: ((end + ROOM) as u16).to_be(),
+            id: 0,
+            fragment: 0x4000_u16.to_be(),
+            ttl: 64,
+            protocol: ICMP,
+            checksum: 0,
+            source: F::short(gateway),
+            destination: ctx.key.source,
+        };
+        (*ip).checksum = !checksum::fold(sum::<10>(ip.cast()));
+    }
+    turn_round(packet, ctx)
+}
+
+#[inline(always)]
+fn prohibited6<F: Family>(
+    packet: &impl Packet,
+    ctx: &Context,
+    gateway: F::Address,
+    end: u32,
+    segment: u32,
+) -> bool {
+    const ROOM: u32 = 48;
+    if !packet.grow(ROOM) {
+        return false;
+    }
+    let (Some(ip), Some(icmp), Some(inner)) =
+        (at::<Ipv6>(packet, 14), at::<Icmp>(packet, 54), at::<Ipv6>(packet, 14 + ROOM as usize))
+    else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe {
+        let pseudo = sum::<16>((&raw const (*inner).source).cast())
+            + (segment as u16).to_be() as u32
+            + u16::from_ne_bytes([0, ctx.key.protocol]) as u32;
+        let quoted = sum::<20>(inner.cast()) + !checksum::fold(pseudo) as u32;
+        *ip = Ipv6 {
+            first: 0x6000_0000_u32.to_be(),
+            payload_length: ((end + 8) as u16).to_be(),
+            next_header: ICMPV6,
+            hop_limit: 64,
+            source: F::wide(gateway),
+            destination: ctx.key6.source,
+        };
+        let own = sum::<16>((&raw const (*ip).source).cast())
+            + ((end + 8) as u16).to_be() as u32
+            + u16::from_ne_bytes([0, ICMPV6]) as u32;
+        let kind = u16::from_ne_bytes([1, 1]) as u32;
+        *icmp = Icmp { kind: 1, code: 1, checksum: !checksum::fold(kind + quoted + own), id: 0, sequence: 0 };
+    }
+    turn_round(packet, ctx)
+}
