@@ -6,6 +6,7 @@ use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpFragOffset, IpHeaders, Ipv4Header, PacketBuilder,
     TcpHeader, ip_number,
 };
+use portcullis_common::packet::checksum;
 
 use super::frame::{L4Place, locate_l4};
 
@@ -130,6 +131,32 @@ impl Craft {
     /// The answer to one: `source` is at `source_mac`.
     pub fn arp_reply(source_mac: Mac, source: Ipv4Addr, target_mac: Mac, target: Ipv4Addr) -> Vec<u8> {
         arp(target_mac, ArpOperation::REPLY, (source_mac, source), (target_mac, target))
+    }
+
+    /// An IPv4 frame without options as fragments that carry `size` bytes each (a multiple of 8), the last one less.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn fragments(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
+        assert!(
+            frame[14] == 0x45 && size.is_multiple_of(8),
+            "an IPv4 frame without options, in units of 8 bytes"
+        );
+        let (headers, payload) = frame.split_at(34);
+        let parts: Vec<&[u8]> = payload.chunks(size).collect();
+        let last = parts.len() - 1;
+        let make = |(number, part): (usize, &&[u8])| {
+            let mut bytes = headers.to_vec();
+            bytes[16..18].copy_from_slice(&((20 + part.len()) as u16).to_be_bytes());
+            let field = (number * size / 8) as u16 | if number < last { 0x2000 } else { 0 };
+            bytes[20..22].copy_from_slice(&field.to_be_bytes());
+            bytes[24..26].fill(0);
+            let sum = checksum::of(&bytes[14..34]).to_ne_bytes();
+            bytes[24..26].copy_from_slice(&sum);
+            bytes.extend_from_slice(part);
+            bytes
+        };
+        parts.iter().enumerate().map(make).collect()
     }
 
     /// Turns the TCP or UDP checksum of a frame into a partial one, as a sender with checksum offload leaves
