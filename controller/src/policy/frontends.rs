@@ -21,13 +21,14 @@ pub struct Frontend {
 pub fn read(node: &Node<'_>, problems: &mut Problems) -> Option<Frontend> {
     let fields = Fields::open(node, &shape::FRONTEND, problems)?;
     let name = fields.text("name", problems);
-    let address = fields.text("publicIPAddress", problems);
+    let mut address = fields.text("publicIPAddress", problems);
     let prefix = fields.text("publicIPPrefix", problems);
     if fields.node("publicIPAddress").is_some() && fields.node("publicIPPrefix").is_some() {
         problems
             .error(fields.key("publicIPPrefix"), "`publicIPAddress` and `publicIPPrefix` are given together")
             .also(fields.key("publicIPAddress"), "the other one")
             .help("make it two frontends");
+        address = None;
     } else if fields.node("publicIPAddress").is_none() && fields.node("publicIPPrefix").is_none() {
         problems
             .error(fields.span, format!("{} lacks `publicIPAddress` or `publicIPPrefix`", fields.title))

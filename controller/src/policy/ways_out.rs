@@ -46,11 +46,13 @@ impl WaysOut {
                         continue;
                     }
                     let title = interfaces.title(*member);
+                    let in_order = first.used < span.used;
+                    let (earlier, later) = if in_order { (&*first, span) } else { (span, &*first) };
                     let found = problems.error(
-                        *span,
+                        *later,
                         format!("`{title}` has outbound ports from two pools: `{other}` and `{pool}`"),
                     );
-                    found.also(*first, format!("in `{other}` here"));
+                    found.also(*earlier, "the other one");
                     found.help(match claim.source {
                         Source::OutboundRule(_) => "remove it from one of them",
                         Source::BalancingRules(_) => {
