@@ -91,9 +91,8 @@ fn read_service(node: &Node<'_>, problems: &mut Problems) -> Option<(TransportPr
     Some((protocol?.value, low, high))
 }
 
-/// Reads `timeouts`.
-pub fn read_timeouts(node: Option<&Node<'_>>, problems: &mut Problems) -> Timeouts {
-    let default = Timeouts::default();
+/// Reads `timeouts`; `default` holds for what is left out.
+pub fn read_timeouts(node: Option<&Node<'_>>, default: Timeouts, problems: &mut Problems) -> Timeouts {
     let Some(fields) = node.and_then(|node| Fields::open(node, &shape::TIMEOUTS, problems)) else {
         return default;
     };

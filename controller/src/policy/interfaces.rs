@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::application::Applications;
 use super::diagnostics::Problems;
 use super::fields::Fields;
+use super::frontends::family;
 use super::names::{Names, check_name};
 use super::network::{self, Hook, Limits};
 use super::networks::Resolved;
@@ -161,18 +162,12 @@ pub fn resolve(
                 owners.claim(&name, &device, resolved.subnets[subnet].network, address, problems);
             }
             let title = format!("{name}/{}", configuration.name);
-            if let (Some(public), Some(At { value: IpAddr::V6(address), .. })) =
-                (&configuration.public, &configuration.address)
-            {
-                problems
-                    .error(
-                        public.span,
-                        format!("`{title}` is IPv6 ({address}) and cannot have a public IP address"),
-                    )
-                    .help("public addresses are IPv4: give it to an IPv4 ip configuration of the guest");
-            }
-            let user = format!("`{title}`");
-            let public = configuration.public.as_ref().and_then(|text| publics.take(text, &user, problems));
+            let public = configuration.public.as_ref().and_then(|text| {
+                let found = publics.take(text, &format!("`{title}`"), problems)?;
+                let address = configuration.address.as_ref()?;
+                same_family(&title, address.value, text, publics.family(found), problems);
+                Some(found)
+            });
             let network = subnet.map(|subnet| resolved.network_of(subnet));
             let groups = &configuration.application_groups;
             let groups = applications.join(groups, &title, network, resolved, limits, problems);
@@ -199,6 +194,32 @@ pub fn resolve(
         }
     }
     Interfaces { names, built: interfaces, members, devices }
+}
+
+impl Interfaces {
+    /// The address of (interface, its ip configuration), if it could be read.
+    pub fn address(&self, (interface, configuration): (usize, usize)) -> Option<IpAddr> {
+        self.members[interface].configurations[configuration].1
+    }
+
+    /// `vm1/primary`.
+    pub fn title(&self, (interface, configuration): (usize, usize)) -> String {
+        let member = &self.members[interface];
+        format!("{}/{}", member.name, member.configurations[configuration].0)
+    }
+}
+
+/// A public address is one to one: of the family of the address behind it.
+fn same_family(title: &str, address: IpAddr, public: &Text, v6: Option<bool>, problems: &mut Problems) {
+    let own = family(address.is_ipv6());
+    if let Some(other) = v6.filter(|v6| *v6 != address.is_ipv6()).map(family) {
+        problems
+            .error(
+                public.span,
+                format!("`{title}` is {own} ({address}), public IP address `{}` is {other}", public.value),
+            )
+            .help(format!("give it to an {other} ip configuration of the guest, or name an {own} address"));
+    }
 }
 
 fn one_hook(hooks: &mut HashMap<String, At<Hook>>, device: &str, hook: &At<Hook>, problems: &mut Problems) {

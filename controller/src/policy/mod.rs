@@ -8,36 +8,47 @@
 pub mod allocation;
 mod application;
 mod balancers;
+mod balancing_rules;
 mod capacity;
+mod default_outbound;
 pub mod diagnostics;
 mod fields;
+mod frontends;
 pub mod groups;
 mod host;
 pub mod import;
 mod interfaces;
 mod limits;
+mod listeners;
 mod names;
+mod nat_rules;
 pub mod network;
 mod networks;
+mod outbound_rules;
 mod overlap;
 mod peerings;
 mod platform;
+mod pools;
 mod ports;
 mod prefixes;
+mod probes;
 mod publics;
 mod register;
 mod render;
 mod routes;
 mod schema;
+mod schema_balancers;
 mod schema_edge;
 mod schema_rules;
 mod shape;
 mod sides;
+mod snat;
 pub mod source;
 mod subnets;
 mod tag_file;
 mod tags;
 mod tree;
+mod ways_out;
 
 use std::io::Read;
 use std::path::Path;
@@ -170,10 +181,15 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     let network_drafts = networks::read(fields.list("virtualNetworks", problems), problems);
     let interface_drafts = interfaces::read(fields.list("networkInterfaces", problems), problems);
     let public_drafts = publics::read(fields.list("publicIPAddresses", problems), problems);
+    let prefix_drafts = publics::read_prefixes(fields.list("publicIPPrefixes", problems), problems);
+    let default_outbound_key = fields.key("defaultOutbound");
+    let default_outbound =
+        default_outbound::read(fields.node("defaultOutbound"), default_outbound_key, problems);
     let balancer_drafts = balancers::read(fields.list("loadBalancers", problems), problems);
     let uplink_drafts = host::read_uplinks(fields.list("uplinks", problems), problems);
     let host_access = host::read_host_access(fields.node("hostAccess"), problems);
-    let timeouts = host::read_timeouts(fields.node("timeouts"), problems);
+    let (snat, default_timeouts) = snat::read(fields.node("snat"), problems);
+    let timeouts = host::read_timeouts(fields.node("timeouts"), default_timeouts, problems);
     let flow_table = host::read_flow_table(fields.node("flowTable"), problems);
 
     let no_interface = match fields.node("networkInterfaces").map(|node| &node.value) {
@@ -197,8 +213,14 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         networks::References { groups: &group_names, used_groups: &mut used_groups, tables: &mut tables };
     let networks = networks::resolve(network_drafts, &mut references, &mut register, problems);
     tables.check_appliances(&networks, problems);
-    let mut publics =
-        publics::resolve(public_drafts, &networks.spaces, &networks.networks, &mut register, problems);
+    let mut publics = publics::resolve(
+        public_drafts,
+        prefix_drafts,
+        &networks.spaces,
+        &networks.networks,
+        &mut register,
+        problems,
+    );
     let references = interfaces::References {
         networks: &networks,
         groups: &group_names,
@@ -210,7 +232,8 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     let interfaces = interfaces::resolve(interface_drafts, references, &mut register, problems);
     applications.check_rules(&groups.uses, &networks, problems);
     let uplinks = host::resolve_uplinks(uplink_drafts, &interfaces.devices, &mut register, problems);
-    let load_balancers =
+    let default_outbound = default_outbound::resolve(default_outbound, &networks, &mut publics, problems);
+    let balancers =
         balancers::resolve(balancer_drafts, &interfaces, &mut publics, &uplinks, &mut register, problems);
     if let Some(span) = publics.first_use()
         && fields.list("uplinks", problems).is_empty()
@@ -222,10 +245,12 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     // Something that seems unused may be what a misspelt reference meant.
     if !problems.has_errors() {
         publics.warn_unused(problems);
+        balancers.warn(&interfaces, problems);
         warn_unused_groups(&own_names, &used_groups, problems);
         applications.warn_unused(&groups.uses, problems);
         tables.warn_unused(&networks, &interfaces.built, problems);
     }
+    let faultless = !problems.has_errors();
     let network = Network {
         virtual_networks: networks.networks,
         subnets: networks.subnets,
@@ -239,14 +264,17 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         on_rule_change: on_rule_change.map(|change| change.value).unwrap_or_default(),
         limits,
         public_addresses: publics.addresses,
-        load_balancers,
-        default_outbound: None,
-        snat: network::Snat::default(),
+        load_balancers: balancers.built,
+        default_outbound,
+        snat,
         uplinks,
         host_access,
         timeouts,
         flow_table,
     };
+    if faultless {
+        default_outbound::check(&network, default_outbound_key, problems);
+    }
     Some((network, register.places(source)))
 }
 

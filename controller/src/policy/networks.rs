@@ -64,6 +64,8 @@ pub struct Resolved {
     pub subnets: Vec<network::Subnet>,
     /// Prefixes of all address spaces: (network, prefix).
     pub spaces: Vec<(usize, At<IpNet>)>,
+    /// Subnets that allow default outbound, and where they say so.
+    pub default_outbound: Vec<(usize, Span)>,
     names: SubnetNames,
 }
 
@@ -86,6 +88,7 @@ pub fn resolve(
         networks: Vec::new(),
         subnets: Vec::new(),
         spaces: Vec::new(),
+        default_outbound: Vec::new(),
         names: SubnetNames::default(),
     };
     let (mut all_peerings, mut spans) = (Vec::new(), Vec::new());
@@ -107,6 +110,7 @@ pub fn resolve(
                 register.add(&["virtualNetworks", &name, "subnets", &text.value], text.span);
                 resolved.names.add(&name, &text.value, position);
             }
+            resolved.default_outbound.extend(subnet.default_outbound.map(|span| (position, span)));
             resolved.subnets.push(subnets::build(subnet, index, references, problems));
         }
         let address_space = space.iter().map(|prefix| prefix.value).collect();

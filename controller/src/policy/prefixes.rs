@@ -45,15 +45,6 @@ pub fn parse_address(text: &str) -> Result<IpAddr, Complaint> {
     })
 }
 
-/// An IPv4 address; IPv6 is refused with a message of its own. `what` says whose.
-pub fn parse_v4(text: &str, what: &str) -> Result<Ipv4Addr, Complaint> {
-    match parse_address(text)? {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(Complaint::new(format!("`{text}` is IPv6: a {what} is IPv4"))
-            .help("write an IPv4 address; guests' IPv6 addresses are not translated")),
-    }
-}
-
 /// A prefix with its length; bits behind the length must be zero.
 pub fn parse_prefix(text: &str) -> Result<IpNet, Complaint> {
     if let Ok(net) = text.parse::<IpNet>() {

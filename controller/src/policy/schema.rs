@@ -8,7 +8,10 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::schema_edge::{FlowTable, HostAccess, LoadBalancer, PublicIPAddress, Timeouts, Uplink};
+use super::schema_balancers::LoadBalancer;
+use super::schema_edge::{
+    DefaultOutbound, FlowTable, HostAccess, PublicIPAddress, PublicIPPrefix, Snat, Timeouts, Uplink,
+};
 use super::schema_rules::{
     ApplicationSecurityGroup, Limits, NetworkSecurityGroup, PlatformRules, PlatformService, ServiceTags,
 };
@@ -58,6 +61,7 @@ pub(super) use in_place;
 
 in_place! {
     Transport => word(&["Tcp", "Udp", "All"]);
+    ServiceProtocol => word(&["Tcp", "Udp"]);
     Hook => word(&["auto", "xdp", "tc"]);
     PortRange => json_schema!({ "anyOf": [
         { "type": "integer", "minimum": 0, "maximum": 65535 },
@@ -80,8 +84,15 @@ struct Policy {
     /// Addresses under which the world knows the guests.
     #[schemars(rename = "publicIPAddresses")]
     public_ip_addresses: Option<Vec<PublicIPAddress>>,
+    /// Ranges of such addresses, for outbound rules.
+    #[schemars(rename = "publicIPPrefixes")]
+    public_ip_prefixes: Option<Vec<PublicIPPrefix>>,
     /// Frontends shared by pools of guests.
     load_balancers: Option<Vec<LoadBalancer>>,
+    /// The way out of guests that have no other, in subnets that allow it.
+    default_outbound: Option<DefaultOutbound>,
+    /// What holds for all SNAT ports.
+    snat: Option<Snat>,
     /// Devices towards the world.
     uplinks: Option<Vec<Uplink>>,
     /// What guests may ask of this host.
@@ -165,6 +176,8 @@ struct Subnet {
     network_security_group: Option<String>,
     /// Name of the route table of the subnet's guests.
     route_table: Option<String>,
+    /// May its guests leave by `defaultOutbound` if they have no other way out? Default false.
+    default_outbound_access: Option<bool>,
 }
 
 /// One guest's attachment to this host.
@@ -201,7 +214,7 @@ struct IpConfiguration {
     /// The guest's IPv4 or IPv6 address, in the subnet.
     #[schemars(rename = "privateIPAddress")]
     private_ip_address: String,
-    /// Name of a public address that is this guest's alone, in both directions; IPv4 only.
+    /// Name of a public address that is this guest's alone, in both directions; of the address's family.
     #[schemars(rename = "publicIPAddress")]
     public_ip_address: Option<String>,
     /// Names of the application security groups it is a member of.

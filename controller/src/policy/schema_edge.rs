@@ -5,11 +5,12 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use super::schema::{DEVICE, Hook, NAME, PortRange, Transport, in_place, word};
+use super::schema::{DEVICE, Hook, NAME, PortRange, ServiceProtocol, in_place, word};
 
 in_place! {
-    ServiceProtocol => word(&["Tcp", "Udp"]);
     Announce => word(&["address", "proxy", "routed"]);
+    Profile => word(&["azure", "natgateway"]);
+    Exhaustion => word(&["silent", "icmp", "reset"]);
 }
 
 /// An address under which the world knows guests; used by one ip configuration or one frontend.
@@ -19,76 +20,54 @@ pub struct PublicIPAddress {
     /// Unique name.
     #[schemars(regex(pattern = NAME))]
     name: String,
-    /// IPv4 address outside every virtual network.
+    /// IPv4 address, or IPv6 address in 2000::/3, outside every virtual network.
     ip_address: String,
     /// How the world finds it: `address` (it is this host's own), `proxy` (answered by ARP on the uplinks) or `routed`
     /// (the world routes it here).
     announce: Announce,
 }
 
-/// Frontends shared by pools of guests.
+/// A range of such addresses, all of which an outbound rule's frontend uses.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LoadBalancer {
+pub struct PublicIPPrefix {
     /// Unique name.
     #[schemars(regex(pattern = NAME))]
     name: String,
-    /// Its public addresses.
-    #[schemars(rename = "frontendIPConfigurations")]
-    frontend_ip_configurations: Vec<FrontendIPConfiguration>,
-    /// Groups of guests.
-    backend_address_pools: Option<Vec<BackendAddressPool>>,
-    /// Which pool leaves by which frontends, and with how many ports.
-    outbound_rules: Option<Vec<OutboundRule>>,
+    /// Prefix of up to 16 addresses (IPv4 /28, IPv6 /124) outside every virtual network.
+    ip_prefix: String,
+    /// How the world finds its addresses, as for a public address.
+    announce: Announce,
 }
 
-/// A public address of a load balancer.
+/// The shared addresses of guests that have no other way out; at least one.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
-pub struct FrontendIPConfiguration {
-    /// Name, unique in its load balancer.
-    #[schemars(regex(pattern = NAME))]
-    name: String,
-    /// Name of the public address.
+pub struct DefaultOutbound {
+    /// Name of an IPv4 public address that nothing else uses.
     #[schemars(rename = "publicIPAddress")]
-    public_ip_address: String,
-}
-
-/// A group of guests.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "camelCase", deny_unknown_fields)]
-pub struct BackendAddressPool {
-    /// Name, unique in its load balancer.
-    #[schemars(regex(pattern = NAME))]
-    name: String,
-    /// Members: `vm1`, or `vm1/primary` where an interface has several ip configurations.
-    #[schemars(rename = "backendIPConfigurations")]
-    backend_ip_configurations: Option<Vec<String>>,
-}
-
-/// Gives a pool's members ports of the frontends for flows towards the world.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "camelCase", deny_unknown_fields)]
-pub struct OutboundRule {
-    /// Name, unique in its load balancer.
-    #[schemars(regex(pattern = NAME))]
-    name: String,
-    /// Names of frontends of this load balancer.
-    #[schemars(rename = "frontendIPConfigurations", length(min = 1))]
-    frontend_ip_configurations: Vec<String>,
-    /// Name of a pool of this load balancer.
-    backend_address_pool: String,
-    /// Tcp, Udp or All (both, and echo).
-    protocol: Transport,
-    /// Ports per member, a multiple of 8; 0 (default) for Azure's tiers by the size of the pool: 1,024 for up to 50.
-    #[schemars(extend("multipleOf" = 8))]
-    allocated_outbound_ports: Option<u32>,
+    public_ip_address: Option<String>,
+    /// Name of an IPv6 public address that nothing else uses.
+    #[schemars(rename = "publicIPAddressIPv6")]
+    public_ip_address_ipv6: Option<String>,
     /// Minutes after which an idle TCP or UDP flow ends: 4 to 120. Left out, `timeouts` hold (which are 4 minutes too).
     #[schemars(range(min = 4, max = 120))]
     idle_timeout_in_minutes: Option<u32>,
-    /// Not available yet: only false is accepted.
-    #[schemars(extend("const" = false))]
-    enable_tcp_reset: Option<bool>,
+}
+
+/// What holds for all SNAT ports.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Snat {
+    /// When a port is free again towards the same destination: as Azure's load balancer (default) or its NAT gateway. Changes
+    /// the defaults of `timeouts`.
+    profile: Option<Profile>,
+    /// What a guest is told that finds no port: silent (default), icmp (type 3 code 13) or reset (a RST to TCP, ICMP to
+    /// others).
+    on_exhaustion: Option<Exhaustion>,
+    /// Minutes that flows on reclaimed ports may go on: 0 to 1440, default 60.
+    #[schemars(range(min = 0, max = 1440))]
+    drain_minutes: Option<u32>,
 }
 
 /// A device towards the world.
@@ -139,10 +118,10 @@ pub struct Timeouts {
     /// TCP whose handshake is not complete; default 30.
     #[schemars(range(min = 1, max = 86400))]
     tcp_half_open_seconds: Option<u32>,
-    /// TCP closed by FIN; default 240.
+    /// TCP closed by FIN; default 240, 65 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_fin_seconds: Option<u32>,
-    /// TCP closed by RST; default 15.
+    /// TCP closed by RST; default 15, 16 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_reset_seconds: Option<u32>,
     /// UDP without traffic; default 240.

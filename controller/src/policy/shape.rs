@@ -21,7 +21,10 @@ pub const POLICY: Shape = Shape {
         "networkInterfaces",
         "networkSecurityGroups",
         "publicIPAddresses",
+        "publicIPPrefixes",
         "loadBalancers",
+        "defaultOutbound",
+        "snat",
         "uplinks",
         "hostAccess",
         "timeouts",
@@ -61,7 +64,15 @@ pub const ADDRESS_SPACE: Shape = Shape {
 pub const SUBNET: Shape = Shape {
     schema: "Subnet",
     what: "subnet",
-    fields: &["name", "addressPrefix", "addressPrefixes", "gateway", "networkSecurityGroup", "routeTable"],
+    fields: &[
+        "name",
+        "addressPrefix",
+        "addressPrefixes",
+        "gateway",
+        "networkSecurityGroup",
+        "routeTable",
+        "defaultOutboundAccess",
+    ],
     required: &["name"],
 };
 
@@ -183,18 +194,49 @@ pub const PUBLIC_ADDRESS: Shape = Shape {
     required: &["name", "ipAddress", "announce"],
 };
 
+pub const PUBLIC_PREFIX: Shape = Shape {
+    schema: "PublicIPPrefix",
+    what: "public IP prefix",
+    fields: &["name", "ipPrefix", "announce"],
+    required: &["name", "ipPrefix", "announce"],
+};
+
+pub const DEFAULT_OUTBOUND: Shape = Shape {
+    schema: "DefaultOutbound",
+    what: "default outbound",
+    fields: &["publicIPAddress", "publicIPAddressIPv6", "idleTimeoutInMinutes"],
+    required: &[],
+};
+
+pub const SNAT: Shape = Shape {
+    schema: "Snat",
+    what: "section of SNAT",
+    fields: &["profile", "onExhaustion", "drainMinutes"],
+    required: &[],
+};
+
 pub const LOAD_BALANCER: Shape = Shape {
     schema: "LoadBalancer",
     what: "load balancer",
-    fields: &["name", "frontendIPConfigurations", "backendAddressPools", "outboundRules"],
+    fields: &[
+        "name",
+        "snatAllocation",
+        "frontendUse",
+        "frontendIPConfigurations",
+        "backendAddressPools",
+        "probes",
+        "loadBalancingRules",
+        "inboundNatRules",
+        "outboundRules",
+    ],
     required: &["name", "frontendIPConfigurations"],
 };
 
 pub const FRONTEND: Shape = Shape {
     schema: "FrontendIPConfiguration",
     what: "frontend",
-    fields: &["name", "publicIPAddress"],
-    required: &["name", "publicIPAddress"],
+    fields: &["name", "publicIPAddress", "publicIPPrefix"],
+    required: &["name"],
 };
 
 pub const BACKEND_POOL: Shape = Shape {
@@ -217,6 +259,61 @@ pub const OUTBOUND_RULE: Shape = Shape {
         "enableTcpReset",
     ],
     required: &["name", "frontendIPConfigurations", "backendAddressPool", "protocol"],
+};
+
+pub const PROBE: Shape = Shape {
+    schema: "Probe",
+    what: "probe",
+    fields: &[
+        "name",
+        "protocol",
+        "port",
+        "requestPath",
+        "intervalInSeconds",
+        "probeThreshold",
+        "numberOfProbes",
+    ],
+    required: &["name", "protocol", "port"],
+};
+
+pub const LOAD_BALANCING_RULE: Shape = Shape {
+    schema: "LoadBalancingRule",
+    what: "load balancing rule",
+    fields: &[
+        "name",
+        "frontendIPConfiguration",
+        "backendAddressPool",
+        "protocol",
+        "frontendPort",
+        "backendPort",
+        "probe",
+        "loadDistribution",
+        "idleTimeoutInMinutes",
+        "enableTcpReset",
+        "enableFloatingIP",
+        "disableOutboundSnat",
+    ],
+    required: &["name", "frontendIPConfiguration", "backendAddressPool", "protocol", "frontendPort"],
+};
+
+pub const INBOUND_NAT_RULE: Shape = Shape {
+    schema: "InboundNatRule",
+    what: "inbound NAT rule",
+    fields: &[
+        "name",
+        "frontendIPConfiguration",
+        "protocol",
+        "frontendPort",
+        "frontendPortRangeStart",
+        "frontendPortRangeEnd",
+        "backendPort",
+        "backendIPConfiguration",
+        "backendAddressPool",
+        "idleTimeoutInMinutes",
+        "enableTcpReset",
+        "enableFloatingIP",
+    ],
+    required: &["name", "frontendIPConfiguration", "protocol", "backendPort"],
 };
 
 pub const UPLINK: Shape = Shape {
@@ -279,10 +376,16 @@ pub const ALL: &[&Shape] = &[
     &PLATFORM_SERVICE,
     &LIMITS,
     &PUBLIC_ADDRESS,
+    &PUBLIC_PREFIX,
+    &DEFAULT_OUTBOUND,
+    &SNAT,
     &LOAD_BALANCER,
     &FRONTEND,
     &BACKEND_POOL,
     &OUTBOUND_RULE,
+    &PROBE,
+    &LOAD_BALANCING_RULE,
+    &INBOUND_NAT_RULE,
     &UPLINK,
     &HOST_ACCESS,
     &HOST_SERVICE,
@@ -292,10 +395,10 @@ pub const ALL: &[&Shape] = &[
 
 /// Fields that Azure has and Portcullis does not yet, or does not have; the reader says so instead of "unknown".
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    ("loadBalancingRules", "load balancing rules are not available yet"),
-    ("inboundNatRules", "inbound NAT rules are not available yet"),
-    ("inboundNatPools", "inbound NAT rules are not available yet"),
-    ("probes", "health probes are not available yet"),
+    (
+        "inboundNatPools",
+        "write an inbound NAT rule with `frontendPortRangeStart`, `frontendPortRangeEnd` and `backendAddressPool`",
+    ),
     ("natGateway", "NAT gateways are not available yet"),
     (
         "flushConnection",

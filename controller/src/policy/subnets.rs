@@ -11,7 +11,7 @@ use super::names::nearest;
 use super::network::{self, default_gateway};
 use super::networks::{References, all_prefixes};
 use super::overlap::overlaps;
-use super::source::{At, Text};
+use super::source::{At, Span, Text};
 use super::tree::Node;
 use super::{prefixes, shape};
 
@@ -34,6 +34,8 @@ pub struct Subnet {
     gateway: Option<At<IpAddr>>,
     group: Option<Text>,
     route_table: Option<Text>,
+    /// `defaultOutboundAccess: true`, where it stands.
+    pub default_outbound: Option<Span>,
 }
 
 /// Reads `subnets`.
@@ -49,7 +51,9 @@ fn read_subnet(node: &Node<'_>, problems: &mut Problems) -> Option<Subnet> {
     let gateway = fields.parsed("gateway", prefixes::parse_address, problems);
     let group = fields.text("networkSecurityGroup", problems);
     let route_table = fields.text("routeTable", problems);
-    Some(Subnet { name, prefixes, gateway, group, route_table })
+    let default_outbound = fields.flag("defaultOutboundAccess", problems);
+    let default_outbound = default_outbound.filter(|flag| flag.value).map(|flag| flag.span);
+    Some(Subnet { name, prefixes, gateway, group, route_table, default_outbound })
 }
 
 /// Resolves what a subnet refers to.
@@ -64,7 +68,7 @@ pub fn build(
     used_groups.extend(group);
     let route_table = subnet.route_table.as_ref().and_then(|text| tables.take(text, network, problems));
     network::Subnet {
-        default_outbound: false,
+        default_outbound: subnet.default_outbound.is_some(),
         network,
         prefixes: subnet.prefixes.iter().flatten().map(|prefix| prefix.value).collect(),
         gateways: gateways(&subnet, problems),

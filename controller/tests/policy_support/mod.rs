@@ -42,6 +42,16 @@ pub fn warned(changes: Changes<'_>, at: &str, message: &str, help: &str) -> Load
     loaded
 }
 
+/// Asserts the only error of a text.
+pub fn one_error(findings: &Diagnostics, text: &str, at: &str, message: &str, help: &str) {
+    one(findings, Severity::Error, text, at, message, help);
+}
+
+/// Asserts the only warning of a text.
+pub fn one_warning(findings: &Diagnostics, text: &str, at: &str, message: &str, help: &str) {
+    one(findings, Severity::Warning, text, at, message, help);
+}
+
 /// The places a finding shows besides its caret: the text that stands there.
 pub fn second_places<'t>(findings: &Diagnostics, text: &'t str) -> Vec<&'t str> {
     let labels = findings.entries().iter().flat_map(|entry| &entry.secondary);

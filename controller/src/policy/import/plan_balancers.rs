@@ -8,7 +8,8 @@ use super::names::{Id, Index, Unique};
 use super::plan::{Plan, renamed};
 use super::report::{Level, Report};
 use super::sources::Sources;
-use crate::policy::allocation::{MAX_POOL, PORTS_PER_FRONTEND, UNIT, default_ports};
+use crate::policy::allocation::{MAX_POOL, PORTS_PER_ADDRESS, UNIT, default_ports};
+use crate::policy::network::Allocation;
 
 /// Different idle timeouts that one policy may have.
 const MAX_TIMEOUTS: usize = 12;
@@ -258,10 +259,10 @@ fn outbound(
         "Udp" => &[1],
         _ => &[0, 1],
     };
-    let left = |at: usize, name: &String| free[at].get(name).copied().unwrap_or(PORTS_PER_FRONTEND);
+    let left = |at: usize, name: &String| free[at].get(name).copied().unwrap_or(PORTS_PER_ADDRESS);
     let have =
         which.iter().map(|at| frontends.iter().map(|name| left(*at, name)).sum::<u32>()).min().unwrap_or(0);
-    let default = default_ports(list.len(), frontends.len());
+    let default = default_ports(list.len(), frontends.len(), Allocation::Min1024);
     let mut ports = rule.ports.filter(|ports| *ports > 0);
     let wanted = ports.or(default.filter(|_| list.len() <= MAX_POOL)).unwrap_or(u32::MAX);
     if count > 0 && u64::from(wanted) * u64::from(count) > u64::from(have) {
@@ -283,7 +284,7 @@ fn outbound(
     for at in which {
         let mut need = each.saturating_mul(count);
         for name in &frontends {
-            let entry = free[*at].entry(name.clone()).or_insert(PORTS_PER_FRONTEND);
+            let entry = free[*at].entry(name.clone()).or_insert(PORTS_PER_ADDRESS);
             let taken = need.min(*entry);
             *entry -= taken;
             need -= taken;
