@@ -48,8 +48,7 @@ impl Packet for Tc<'_> {
     #[inline(always)]
     fn grow(&self, n: u32) -> bool {
         // SAFETY: the context is the program's own. The room is made between the Ethernet and the IP header.
-        let made = unsafe { bpf_skb_adjust_room(self.0.skb.skb, n as i32, BPF_ADJ_ROOM_MAC, 0) };
-        made == 0 && self.pull(14 + n + 40)
+        unsafe { bpf_skb_adjust_room(self.0.skb.skb, n as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
     }
     #[inline(always)]
     fn vlan_offloaded(&self) -> bool {

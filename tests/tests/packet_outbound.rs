@@ -227,7 +227,10 @@ fn a_refused_flow_is_dropped_reset_or_told_by_icmp_as_the_policy_says() {
         else {
             panic!("{out:?}")
         };
-        assert_eq!((flags, sequence, acknowledgment), (TcpFlags { ack: true, ..TcpFlags::RST }, 0, 0xffff_fff1));
+        assert_eq!(
+            (flags, sequence, acknowledgment),
+            (TcpFlags { ack: true, ..TcpFlags::RST }, 0, 0xffff_fff1)
+        );
         assert_eq!(out.source().unwrap(), (SERVER, 80).into());
         assert_eq!(out.destination().unwrap(), (V1, 3000).into());
         assert_eq!((out.destination_mac, out.source_mac), (VM1, GATEWAY_MAC));

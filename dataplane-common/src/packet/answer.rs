@@ -141,7 +141,7 @@ fn prohibited4<F: Family>(
     segment: u32,
 ) -> bool {
     const ROOM: u32 = 28;
-    if !packet.grow(ROOM) {
+    if !packet.grow(ROOM) || !packet.pull(14 + ROOM + 20) {
         return false;
     }
     let (Some(ip), Some(icmp), Some(inner)) =
@@ -188,7 +188,7 @@ fn prohibited6<F: Family>(
     segment: u32,
 ) -> bool {
     const ROOM: u32 = 48;
-    if !packet.grow(ROOM) {
+    if !packet.grow(ROOM) || !packet.pull(14 + ROOM + 40) {
         return false;
     }
     let (Some(ip), Some(icmp), Some(inner)) =
