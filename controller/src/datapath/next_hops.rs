@@ -1,7 +1,7 @@
 //! Next hops and routes to the world: written by the controller between generations, because a gateway's hardware
 //! address does not wait for a policy.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::lpm_trie::Key;
@@ -9,10 +9,10 @@ use portcullis_common::layout::{NEXT_HOP_SLOTS, NextHop};
 
 use super::load::Datapath;
 
-/// A route to the world.
+/// A route to the world, of either family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub prefix_length: u8,
     /// Index of the next hop.
     pub next_hop: u32,
@@ -49,33 +49,42 @@ impl Datapath {
 
     /// Sets the next hop towards a prefix of the world.
     pub fn set_route(&self, route: &Route) -> anyhow::Result<()> {
-        self.tables.routes.update(&route.key()?, &route.next_hop, 0)
+        route.check()?;
+        let length = u32::from(route.prefix_length);
+        match route.destination {
+            IpAddr::V4(a) => self.tables.routes.update(&Key::new(length, a.octets()), &route.next_hop, 0),
+            IpAddr::V6(a) => self.tables.routes6.update(&Key::new(length, a.octets()), &route.next_hop, 0),
+        }
     }
 
     /// Removes the route of a prefix; whether there was one.
-    pub fn remove_route(&self, destination: Ipv4Addr, prefix_length: u8) -> anyhow::Result<bool> {
-        self.tables.routes.delete(&Route { destination, prefix_length, next_hop: 0 }.key()?)
+    pub fn remove_route(&self, destination: IpAddr, prefix_length: u8) -> anyhow::Result<bool> {
+        Route { destination, prefix_length, next_hop: 0 }.check()?;
+        let length = u32::from(prefix_length);
+        match destination {
+            IpAddr::V4(a) => self.tables.routes.delete(&Key::new(length, a.octets())),
+            IpAddr::V6(a) => self.tables.routes6.delete(&Key::new(length, a.octets())),
+        }
     }
 
     /// All routes to the world.
     pub fn routes(&self) -> anyhow::Result<Vec<Route>> {
-        let routes = self.tables.routes.entries::<Key<[u8; 4]>, u32>()?;
-        let mut routes: Vec<Route> = routes
-            .into_iter()
-            .map(|(key, next_hop)| Route {
-                destination: Ipv4Addr::from(key.data()),
-                prefix_length: key.prefix_len() as u8,
-                next_hop,
-            })
-            .collect();
+        let route =
+            |destination, length, next_hop| Route { destination, prefix_length: length as u8, next_hop };
+        let of4 = self.tables.routes.entries::<Key<[u8; 4]>, u32>()?.into_iter();
+        let of6 = self.tables.routes6.entries::<Key<[u8; 16]>, u32>()?.into_iter();
+        let of4 = of4.map(|(key, hop)| route(IpAddr::from(key.data()), key.prefix_len(), hop));
+        let mut routes: Vec<Route> =
+            of4.chain(of6.map(|(key, hop)| route(IpAddr::from(key.data()), key.prefix_len(), hop))).collect();
         routes.sort_unstable();
         Ok(routes)
     }
 }
 
 impl Route {
-    fn key(&self) -> anyhow::Result<Key<[u8; 4]>> {
-        ensure!(self.prefix_length <= 32, "/{} is no IPv4 prefix", self.prefix_length);
-        Ok(Key::new(u32::from(self.prefix_length), self.destination.octets()))
+    fn check(&self) -> anyhow::Result<()> {
+        let (longest, family) = if self.destination.is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
+        ensure!(self.prefix_length <= longest, "/{} is no {family} prefix", self.prefix_length);
+        Ok(())
     }
 }

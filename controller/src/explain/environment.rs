@@ -1,5 +1,7 @@
 //! The engine's tables on the host, filled with the policy in force and what the datapath knows of next hops.
 
+use std::net::IpAddr;
+
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::layout::{DEVICE_GUEST, Device, HOP_FLAG_RESOLVED, HOP_GUEST, NextHop};
 
@@ -38,7 +40,14 @@ pub fn environment(
         env.set_next_hop(*index, *hop);
     }
     for route in &routes {
-        env.routes.insert4(route.prefix_length, route.destination.octets(), route.next_hop);
+        match route.destination {
+            IpAddr::V4(address) => {
+                env.routes.insert4(route.prefix_length, address.octets(), route.next_hop);
+            }
+            IpAddr::V6(address) => {
+                env.routes6.insert6(route.prefix_length, address.octets(), route.next_hop);
+            }
+        }
     }
     let mac = the_guest(&mut env, in_force, ends, parity, &hops);
     Ok((env, mac))

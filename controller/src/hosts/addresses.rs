@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use rtnetlink::AddressMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 
 use super::Host;
@@ -37,22 +37,29 @@ impl Host {
         Ok(messages.iter().filter_map(address_of).collect())
     }
 
-    /// Adds an address, of link scope if it is of IPv4 and that is asked for. Errors as the kernel's, `EEXIST` among them.
+    /// Adds an address: `shy` is not chosen as a source by the host for packets of its own to elsewhere. Errors as the
+    /// kernel's, `EEXIST` among them.
     ///
-    /// One of IPv6 has its scope by itself. It skips duplicate address detection: nobody but this host has a gateway's
-    /// address, the datapath answers for it (`engine::nd`), and a tentative address could not be a route's source.
+    /// Of IPv4 that is link scope. One of IPv6 has its scope by itself and is deprecated instead (RFC 6724 §5, rule 3). It
+    /// skips duplicate address detection: nobody but this host has a gateway's address, the datapath answers for it
+    /// (`engine::nd`), and a tentative address could not be a route's source; a public address is needed at once.
     pub(super) async fn add_address(
         &self,
         ifindex: u32,
         address: IpNet,
-        link_scope: bool,
+        shy: bool,
     ) -> Result<(), rtnetlink::Error> {
         let mut request = self.handle().address().add(ifindex, address.addr(), address.prefix_len());
         let message = request.message_mut();
         match address {
-            IpNet::V4(_) if link_scope => message.header.scope = AddressScope::Link,
+            IpNet::V4(_) if shy => message.header.scope = AddressScope::Link,
             IpNet::V4(_) => {}
             IpNet::V6(_) => {
+                if shy {
+                    let mut lifetimes = CacheInfo::default();
+                    (lifetimes.ifa_valid, lifetimes.ifa_preferred) = (u32::MAX, 0);
+                    message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+                }
                 message.header.flags |= AddressHeaderFlags::Nodad;
                 message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ pub enum HostChange {
     NeighbourAdded {
         device: String,
         ifindex: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: [u8; 6],
     },
     Sysctl {

@@ -1,6 +1,6 @@
 //! The kernel's neighbours: the hardware addresses behind next hops.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
@@ -38,24 +38,23 @@ impl Resolution {
     }
 }
 
-/// One IPv4 neighbour entry.
+/// One neighbour entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
     pub ifindex: u32,
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Absent while unresolved.
     pub mac: Option<[u8; 6]>,
     pub state: Resolution,
 }
 
 impl Host {
-    /// All IPv4 neighbours of this namespace.
+    /// All neighbours of this namespace, of both families.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>> {
         let messages: Vec<NeighbourMessage> = self
             .handle()
             .neighbours()
             .get()
-            .set_address_family(AddressFamily::Inet)
             .execute()
             .try_collect()
             .await
@@ -68,10 +67,10 @@ impl Host {
     ///
     /// Returns at once; the answer comes through `watch`. A stale entry is asked again after the kernel's
     /// `delay_first_probe_time` (5 s), during which it stays valid. Error: the device is gone or down.
-    pub async fn probe(&self, ifindex: u32, address: Ipv4Addr) -> Result<()> {
+    pub async fn probe(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         self.handle()
             .neighbours()
-            .add(ifindex, IpAddr::V4(address))
+            .add(ifindex, address)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
             .replace()
@@ -82,21 +81,20 @@ impl Host {
     }
 
     /// Removes a permanent entry that still has the given hardware address; false when there is no such entry.
-    pub(super) async fn remove_neighbour(
-        &self,
-        ifindex: u32,
-        address: Ipv4Addr,
-        mac: [u8; 6],
-    ) -> Result<bool> {
+    pub(super) async fn remove_neighbour(&self, ifindex: u32, address: IpAddr, mac: [u8; 6]) -> Result<bool> {
         let known = self.neighbours().await?;
         let ours = Neighbour { ifindex, address, mac: Some(mac), state: Resolution::Permanent };
         if !known.contains(&ours) {
             return Ok(false);
         }
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
+        let (family, destination) = match address {
+            IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+        };
+        message.header.family = family;
         message.header.ifindex = ifindex;
-        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        message.attributes.push(NeighbourAttribute::Destination(destination));
         match self.handle().neighbours().del(message).execute().await {
             Ok(()) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
@@ -107,14 +105,19 @@ impl Host {
 
 /// `None` for other families; the neighbour multicast group also carries the bridges' forwarding tables.
 pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<Neighbour> {
-    if message.header.family != AddressFamily::Inet {
+    if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
         return None;
     }
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => address = Some(*value),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
+                address = Some(IpAddr::V4(*value))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(value)) => {
+                address = Some(IpAddr::V6(*value))
+            }
             NeighbourAttribute::LinkLayerAddress(value) => mac = value.as_slice().try_into().ok(),
             _ => {}
         }

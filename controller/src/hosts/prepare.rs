@@ -146,7 +146,7 @@ fn needed_change(
 ) -> Result<Option<HostChange>> {
     match wish {
         Wish::Address { device, ifindex, address, purpose } => {
-            if address.addr().is_ipv6() && !ready_for_ipv6(device, links, prepared) {
+            if address.addr().is_ipv6() && !ready_for_ipv6(device, *purpose, links, prepared) {
                 return Ok(None);
             }
             let is_there = state.addresses.iter().any(|known| {
@@ -162,7 +162,7 @@ fn needed_change(
                 prepared.waiting.push(device.clone());
                 return Ok(None);
             }
-            if prefix.addr().is_ipv6() && !ready_for_ipv6(device, links, prepared) {
+            if prefix.addr().is_ipv6() && !ready_for_ipv6(device, Purpose::GuestGateway, links, prepared) {
                 return Ok(None);
             }
             if let Some(exact) = state.routes.iter().find(|route| route.prefix == *prefix) {
@@ -224,16 +224,22 @@ fn needed_change(
 }
 
 /// Can the device have addresses and routes of IPv6 now? The kernel takes them away from a device that goes down.
-fn ready_for_ipv6(device: &str, links: &Links, prepared: &mut Prepared) -> bool {
+fn ready_for_ipv6(device: &str, purpose: Purpose, links: &Links, prepared: &mut Prepared) -> bool {
     if !links.get(device).is_some_and(|link| link.up) {
         prepared.waiting.push(device.to_owned());
         return false;
     }
     let Some(why) = sysctl::without_ipv6(device) else { return true };
-    let warning = format!(
-        "{device} has no IPv6 ({why}): the host itself has no gateway address there and does not reach the IPv6 guests \
-         behind it; guests are served all the same"
-    );
+    let warning = match purpose {
+        Purpose::Announce => format!(
+            "{device} has no IPv6 ({why}): public IPv6 addresses with `announce: address` cannot be put on it, and nobody \
+             outside finds them"
+        ),
+        _ => format!(
+            "{device} has no IPv6 ({why}): the host itself has no gateway address there and does not reach the IPv6 \
+             guests behind it; guests are served all the same"
+        ),
+    };
     if !prepared.warnings.contains(&warning) {
         prepared.warnings.push(warning);
     }
@@ -249,7 +255,7 @@ fn longest(routes: &[DeviceRoute], destination: IpAddr) -> Option<&DeviceRoute> 
 async fn make(host: &Host, wish: &Wish, change: &HostChange) -> Result<bool> {
     let result = match wish {
         Wish::Address { ifindex, address, purpose, .. } => {
-            host.add_address(*ifindex, *address, *purpose == Purpose::GuestGateway).await
+            host.add_address(*ifindex, *address, purpose.is_shy(*address)).await
         }
         Wish::Route { ifindex, prefix, source, .. } => {
             host.add_host_route(*ifindex, *prefix, Some(*source)).await

@@ -3,7 +3,7 @@
 use super::tests::{Controller, lab, policy};
 use super::*;
 use crate::hosts::testing::{Scratch, ip_in, needs_root};
-use crate::policy::network::IpConfiguration;
+use crate::policy::network::{Announce, IpConfiguration, PublicAddress};
 
 /// The policy of the IPv4 tests with fd00:1::/64 in its subnet, gateway fd00:1::1, and a second address for each guest.
 fn dual(guests: &[(&str, &str, &str)]) -> Network {
@@ -235,4 +235,52 @@ fn a_policy_without_guests_of_ipv6_touches_nothing_of_ipv6() {
     let keys = wishes(&network, &links, &[], &Ranges::default()).keys();
     assert_eq!(keys.len(), 2);
     assert!(keys.iter().all(|key| !key.contains("fd00")), "{keys:?}");
+}
+
+#[test]
+fn an_announced_address_of_ipv6_stands_on_the_uplink_at_once_and_is_no_source_of_the_hosts_own() {
+    if !needs_root() {
+        return;
+    }
+    let lab = lab();
+    lab.ip(&["addr", "add", "2001:db8:1::2/64", "dev", "up0", "nodad"]);
+    let directory = Scratch::new();
+    let path = directory.0.clone();
+    let name = lab.name().to_string();
+    lab.run(move || async move {
+        let mut network = policy(&[], &[]);
+        network.uplinks[0].reserve_host_ports = false;
+        for (name, address, announce) in [
+            ("pip6", "2001:db8:1::10", Announce::Address),
+            ("proxied", "2001:db8:1::11", Announce::Proxy),
+            ("routed", "2001:db8:1::12", Announce::Routed),
+        ] {
+            let address = address.parse().unwrap();
+            network.public_addresses.push(PublicAddress { name: name.into(), address, announce });
+        }
+        let mut controller = Controller::start(&path);
+        let prepared = controller.apply(&network).await;
+        assert_eq!(prepared.made, ["address 2001:db8:1::10/128 on up0"], "{prepared:?}");
+        let shown = std::process::Command::new("ip")
+            .args(["-n", &name, "-6", "addr", "show", "dev", "up0", "to", "2001:db8:1::10"])
+            .output()
+            .unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("deprecated") && !shown.contains("tentative"), "{shown}");
+        let chosen = std::process::Command::new("ip")
+            .args(["-n", &name, "-6", "route", "get", "2001:db8:1::13"])
+            .output()
+            .unwrap();
+        let chosen = String::from_utf8_lossy(&chosen.stdout).into_owned();
+        assert!(
+            chosen.contains("src 2001:db8:1::2"),
+            "nearer by its last bits, and still not chosen: {chosen}"
+        );
+        assert_eq!(controller.apply(&network).await.made, [] as [&str; 0]);
+
+        network.public_addresses.clear();
+        controller.apply(&network).await;
+        controller.tidy(&network).await;
+        assert_eq!(controller.addresses().await, ["up0 192.0.2.2/24", "up0 2001:db8:1::2/64"]);
+    });
 }

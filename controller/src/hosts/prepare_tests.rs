@@ -310,7 +310,7 @@ fn the_work_on_the_host_can_be_spawned_on_any_runtime() {
         sendable(journal.undo_all(host));
         sendable(host.links());
         sendable(host.routes(&[]));
-        sendable(host.probe(1, Ipv4Addr::LOCALHOST));
+        sendable(host.probe(1, Ipv4Addr::LOCALHOST.into()));
     }
     let _ = check;
 }

@@ -1,13 +1,13 @@
 //! What changes on this host while the gateway runs.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result};
 use futures::Stream;
 use futures::channel::mpsc::UnboundedReceiver;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
@@ -42,7 +42,7 @@ pub enum HostEvent {
     },
     /// A route of the main table.
     Route {
-        prefix: Ipv4Net,
+        prefix: IpNet,
         gone: bool,
     },
     /// `gone` with the last known state when the entry was deleted.
@@ -82,6 +82,7 @@ impl Watch {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
         ];
         let (mut connection, _, messages) = new_multicast_connection(&groups)
@@ -165,24 +166,26 @@ fn name_of(link: &LinkMessage) -> Option<String> {
     })
 }
 
-/// The prefix of an IPv4 route of the main table; the group also carries local and broadcast routes.
-fn main_prefix_of(route: &RouteMessage) -> Option<Ipv4Net> {
-    if route.header.address_family != AddressFamily::Inet {
-        return None;
-    }
+/// The prefix of a route of the main table; the groups also carry local and broadcast routes.
+fn main_prefix_of(route: &RouteMessage) -> Option<IpNet> {
+    let mut address: IpAddr = match route.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
     let mut table = u32::from(route.header.table);
-    let mut address = Ipv4Addr::UNSPECIFIED;
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Destination(RouteAddress::Inet(value)) => address = *value,
+            RouteAttribute::Destination(RouteAddress::Inet(value)) => address = (*value).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(value)) => address = (*value).into(),
             _ => {}
         }
     }
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
-    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
+    IpNet::new(address, route.header.destination_prefix_length).ok()
 }
 
 #[cfg(test)]
@@ -232,16 +235,16 @@ mod tests {
             let up0 = host.links().await.unwrap().get("up0").unwrap().ifindex;
             let gateway = async |host: &Host| {
                 let routes = host.routes(&[up0]).await.unwrap();
-                routes.lookup(Ipv4Addr::new(8, 8, 8, 8)).unwrap().unwrap().gateway.unwrap()
+                routes.lookup(Ipv4Addr::new(8, 8, 8, 8).into()).unwrap().unwrap().gateway.unwrap()
             };
-            assert_eq!(gateway(&host).await, Ipv4Addr::new(192, 0, 2, 1));
+            assert_eq!(gateway(&host).await, IpAddr::from([192, 0, 2, 1]));
 
             crate::hosts::testing::ip_in(&name, &["route", "replace", "default", "via", "192.0.2.9"]);
             let default = "0.0.0.0/0".parse().unwrap();
             next(&mut watch, "route", |event| *event == HostEvent::Route { prefix: default, gone: false })
                 .await;
             let router = gateway(&host).await;
-            assert_eq!(router, Ipv4Addr::new(192, 0, 2, 9));
+            assert_eq!(router, IpAddr::from([192, 0, 2, 9]));
 
             host.probe(up0, router).await.unwrap();
             let event = next(&mut watch, "neighbour", |event| {
@@ -284,7 +287,7 @@ mod tests {
             let mut watch = Watch::open().unwrap();
             let host = Host::open().unwrap();
             let up0 = host.links().await.unwrap().get("up0").unwrap().ifindex;
-            host.probe(up0, Ipv4Addr::new(192, 0, 2, 66)).await.unwrap();
+            host.probe(up0, [192, 0, 2, 66].into()).await.unwrap();
             let search = async {
                 loop {
                     if let Some(HostEvent::Neighbour { neighbour, .. }) = watch.next().await
@@ -296,6 +299,44 @@ mod tests {
             };
             let neighbour = tokio::time::timeout(Duration::from_secs(8), search).await.unwrap();
             assert!(!neighbour.state.is_valid() && neighbour.mac.is_none());
+        });
+    }
+
+    #[test]
+    fn a_router_of_ipv6_is_resolved_by_its_link_local_address_and_its_routes_are_seen_through_the_watch() {
+        if !needs_root() {
+            return;
+        }
+        let (lab, world) = (Lab::new(), Lab::new());
+        lab.ip(&["link", "add", "up0", "type", "veth", "peer", "name", "up1", "netns", world.name()]);
+        world.ip(&["link", "set", "up1", "address", "02:00:00:00:00:99", "up"]);
+        world.ip(&["addr", "add", "fe80::1/64", "dev", "up1", "nodad"]);
+        lab.ip(&["link", "set", "up0", "up"]);
+        lab.ip(&["addr", "add", "fe80::2/64", "dev", "up0", "nodad"]);
+        let name = lab.name().to_string();
+        lab.run(move || async move {
+            let mut watch = Watch::open().unwrap();
+            let host = Host::open().unwrap();
+            let up0 = host.links().await.unwrap().get("up0").unwrap().ifindex;
+            crate::hosts::testing::ip_in(
+                &name,
+                &["-6", "route", "add", "default", "via", "fe80::1", "dev", "up0"],
+            );
+            let default = "::/0".parse().unwrap();
+            next(&mut watch, "route", |event| *event == HostEvent::Route { prefix: default, gone: false })
+                .await;
+            let router: IpAddr = "fe80::1".parse().unwrap();
+            host.probe(up0, router).await.unwrap();
+            let event = next(&mut watch, "neighbour", |event| {
+                matches!(event, HostEvent::Neighbour { neighbour, gone: false }
+                    if neighbour.address == router && neighbour.mac.is_some())
+            })
+            .await;
+            let HostEvent::Neighbour { neighbour, .. } = event else { unreachable!() };
+            assert_eq!((neighbour.mac, neighbour.ifindex), (Some([2, 0, 0, 0, 0, 0x99]), up0));
+            assert!(
+                host.neighbours().await.unwrap().iter().any(|n| n.address == router && n.state.is_valid())
+            );
         });
     }
 }

@@ -37,12 +37,24 @@ pub(super) enum Wish {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A public address the world asks for by ARP: any device of the host having it will do.
+    /// A public address the world asks for by ARP or neighbour discovery: any device of the host having it will do.
     Announce,
     /// A subnet's gateway on a guest's own device.
     GuestGateway,
     /// A subnet's gateway on the bridge its guests are ports of.
     BridgeGateway,
+}
+
+impl Purpose {
+    /// Is the address to be no source of what the host itself sends? A gateway's of IPv4 is for its link only. A public one
+    /// of IPv6 belongs to guests, and would be a source as good as the host's own (RFC 6724 §5), where of IPv4 the
+    /// device's first address is taken.
+    pub fn is_shy(self, address: IpNet) -> bool {
+        match address {
+            IpNet::V4(_) => self == Self::GuestGateway,
+            IpNet::V6(_) => self == Self::Announce,
+        }
+    }
 }
 
 impl Wish {
@@ -113,14 +125,12 @@ fn announcements(network: &Network, links: &Links, wishes: &mut Wishes) {
         return;
     };
     for public in network.public_addresses.iter().filter(|public| public.announce == Announce::Address) {
-        if public.address.is_ipv4() {
-            wishes.all.push(Wish::Address {
-                device: link.name.clone(),
-                ifindex: link.ifindex,
-                address: IpNet::from(public.address),
-                purpose: Purpose::Announce,
-            });
-        }
+        wishes.all.push(Wish::Address {
+            device: link.name.clone(),
+            ifindex: link.ifindex,
+            address: IpNet::from(public.address),
+            purpose: Purpose::Announce,
+        });
     }
 }
 
