@@ -31,7 +31,7 @@ const QUESTIONS: &[Question] = &[
     ("vm1 198.51.100.1 132", "drop", "protocol_without_ports", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "instance-level"),
     ("vm3 198.51.100.1:443 tcp", "forward", "new_flow", "guests/Outbound/AllowInternetOutBound", &[4, 3], "203.0.113.20"),
     ("vm4 198.51.100.1:443 tcp", "drop", "no_outbound_method", "", &[4], "no_outbound_method"),
-    ("vm1 [2001:db8::7]:443 tcp", "drop", "ipv6_not_translated", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "the world"),
+    ("vm1 [2001:db8::7]:443 tcp", "drop", "no_outbound_method", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "the world"),
     ("vm1 203.0.113.20:22 tcp", "drop", "hairpin", "", &[], "public address of guest vm3"),
     // Rules before the groups.
     ("vm1 198.51.100.1:25 tcp", "drop", "denied_by_platform_rule", "platformRules/Outbound/BlockSmtp25", &[4], "platformRules/BlockSmtp25"),

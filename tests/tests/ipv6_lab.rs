@@ -88,7 +88,7 @@ fn guests_with_both_families_reach_each_other_within_a_subnet_and_between_two() 
         // Towards the world there is no translation of IPv6: a name for the drop, and nothing on the wire.
         let outside: IpAddr = "2001:db8::1".parse().unwrap();
         assert!(udp_exchange(vm(&edge, 1), None, at(outside, 53), b"?", SOON).is_err());
-        assert_eq!(edge.reason("ipv6_not_translated").unwrap(), 1, "{hook:?}");
+        assert_eq!(edge.reason("no_outbound_method").unwrap(), 1, "{hook:?}");
         let leaked: Vec<Frame> = wire.frames().into_iter().filter(is_from_inside).collect();
         assert!(leaked.is_empty() && wire.lost() == 0, "{hook:?}: {leaked:?}");
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::Reason::{self, *};
 use portcullis_common::engine::Hook;
-use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend, ROUTER_MAC};
+use portcullis_tests::backend::{Action, At, HostBackend, KernelBackend, ROUTER_MAC};
 use portcullis_tests::lab::{Craft, Craft6, Frame, Mac, TcpFlags, Transport, solicited_node};
 use portcullis_tests::ledger::Ledger;
 
@@ -80,7 +80,7 @@ fn packet(mac: Mac, from: &str, to: &str, flags: Option<TcpFlags>, payload: &[u8
             Craft::new(mac, a, GATEWAY, b).udp(from.port(), to.port(), payload)
         }
         (IpAddr::V6(a), IpAddr::V6(b), Some(flags)) => {
-            Craft6::new(mac, a, GATEWAY, b).tcp(from.port(), to.port(), flags, 1, 1, payload)
+            Craft6::new(mac, a, GATEWAY, b).tcp(from.port(), to.port(), flags, 1)
         }
         (IpAddr::V6(a), IpAddr::V6(b), None) => {
             Craft6::new(mac, a, GATEWAY, b).udp(from.port(), to.port(), payload)
@@ -165,12 +165,22 @@ fn a_load_balancing_rule_sends_each_flow_to_one_member_which_sees_the_client() {
             assert_eq!(met.len(), 2, "both members get flows");
             assert!(met.values().all(|&flows| flows >= 8), "{met:?}");
         }
-        t.drops("a port where nothing listens", "up", &syn(ROUTER_MAC, "198.51.100.7:1", "203.0.113.10:82"), NoListener);
+        t.drops(
+            "a port where nothing listens",
+            "up",
+            &syn(ROUTER_MAC, "198.51.100.7:1", "203.0.113.10:82"),
+            NoListener,
+        );
         let stray = packet(ROUTER_MAC, "198.51.100.7:9", "203.0.113.10:80", Some(TcpFlags::ACK), b"x");
         t.drops("mid-stream", "up", &stray, NoFlow);
         let own = syn(guest(1), "10.0.1.4:8080", "198.51.100.99:5");
         t.sends("a member's own connection", "vm1", &own, NewFlow, &[OUT]);
-        t.drops("a guest in the frontend's name", "vm1", &syn(guest(1), "203.0.113.10:80", "198.51.100.7:5"), Spoofed);
+        t.drops(
+            "a guest in the frontend's name",
+            "vm1",
+            &syn(guest(1), "203.0.113.10:80", "198.51.100.7:5"),
+            Spoofed,
+        );
     });
 }
 
@@ -213,7 +223,12 @@ fn a_nat_rule_leads_to_one_member_and_a_range_to_each_by_a_port_of_its_own() {
             met.insert((destination.ip(), mac));
         }
         assert_eq!(met.len(), 2, "{met:?}");
-        t.drops("a port of the range without a member", "up", &syn(ROUTER_MAC, "198.51.100.7:1", "203.0.113.10:2202"), NoListener);
+        t.drops(
+            "a port of the range without a member",
+            "up",
+            &syn(ROUTER_MAC, "198.51.100.7:1", "203.0.113.10:2202"),
+            NoListener,
+        );
         let frame = syn(ROUTER_MAC, "[2001:db8::7]:1000", "[2001:db8:ffff::10]:2201");
         let (_, destination, mac) = t.sends("ssh by IPv6", "up", &frame, NewFlow, &[SSH]);
         assert_eq!((destination, mac), (end("[fd00:1:0:1::4]:22"), guest(1)));
@@ -233,14 +248,21 @@ fn with_floating_ip_the_packet_keeps_the_frontends_address_and_the_member_answer
             &["web/Inbound/defaultSecurityRules/DenyAllInBound"],
         );
         assert_eq!(outcome.action, Action::Drop);
-        t.0.change(&POLICY.replace("destinationAddressPrefix: VirtualNetwork, ", "destinationAddressPrefix: '*', "));
+        t.0.change(
+            &POLICY.replace("destinationAddressPrefix: VirtualNetwork, ", "destinationAddressPrefix: '*', "),
+        );
         let (source, destination, mac) = t.sends("a client", "up", &frame, NewFlow, &[HTTP]);
         assert_eq!((source, destination), (end("198.51.100.7:1000"), end("203.0.113.10:8080")));
         let answer = syn_ack(mac, "203.0.113.10:8080", "198.51.100.7:1000");
         let back = t.sends("the answer", device(mac), &answer, Forwarded, &[]);
         assert_eq!(back, (end("203.0.113.10:8080"), end("198.51.100.7:1000"), ROUTER_MAC));
         let other = if mac == guest(1) { guest(2) } else { guest(1) };
-        t.drops("the other member in that flow", device(other), &syn_ack(other, "203.0.113.10:8080", "198.51.100.7:1000"), Spoofed);
+        t.drops(
+            "the other member in that flow",
+            device(other),
+            &syn_ack(other, "203.0.113.10:8080", "198.51.100.7:1000"),
+            Spoofed,
+        );
     });
 }
 
@@ -270,7 +292,8 @@ fn outbound_of_ipv6_is_by_its_own_address_or_by_port_and_never_by_accident() {
         assert_ne!(others.port(), source.port());
 
         let udp = packet(guest(1), "[fd00:1:0:1::4]:4000", "[2001:db8::7]:53", None, b"query");
-        let outcome = t.0.run("UDP, for which it has no ports", At::Ingress("vm1"), &udp, NoOutboundMethod, &[OUT]);
+        let outcome =
+            t.0.run("UDP, for which it has no ports", At::Ingress("vm1"), &udp, NoOutboundMethod, &[OUT]);
         assert_eq!(outcome.action, Action::Drop);
         let none = syn(guest(5), "[fd00:1:0:2::5]:4000", "[2001:db8::7]:443");
         t.drops("a guest without a public address", "vm5", &none, NoOutboundMethod);

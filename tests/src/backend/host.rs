@@ -34,6 +34,7 @@ pub fn host_env(gateway: &Gateway, buckets: u32) -> HostEnv {
     let mut env = HostEnv::new(buckets, [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
     put_in_force(&mut env, gateway);
     env.routes.insert(0, 0, gateway.world_hop as u32);
+    env.routes6.insert(0, 0, gateway.world_hop as u32);
     env
 }
 

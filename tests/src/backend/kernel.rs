@@ -1,6 +1,7 @@
 //! The loaded programs, by BPF_PROG_TEST_RUN, in a namespace and on a bpffs of their own.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis::datapath::{Datapath, LoadOptions, Route};
@@ -46,11 +47,10 @@ impl KernelBackend {
             for (index, hop) in gateway.next_hops() {
                 datapath.set_next_hop(index, &hop)?;
             }
-            datapath.set_route(&Route {
-                destination: [0, 0, 0, 0].into(),
-                prefix_length: 0,
-                next_hop: gateway.world_hop.into(),
-            })?;
+            for destination in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+                let next_hop = gateway.world_hop.into();
+                datapath.set_route(&Route { destination, prefix_length: 0, next_hop })?;
+            }
             work(&mut KernelBackend { gateway, datapath, hook })
         })
     }
