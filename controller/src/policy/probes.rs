@@ -10,15 +10,15 @@ use super::source::{At, Span, Text};
 use super::tree::Node;
 
 /// Ports of services that an HTTP request must not be sent to, as in Azure.
-const NO_HTTP: [u32; 9] = [19, 21, 25, 70, 110, 119, 143, 220, 993];
+pub const NO_HTTP: [u32; 9] = [19, 21, 25, 70, 110, 119, 143, 220, 993];
 
 /// Seconds between probes; Azure's least, and a day.
 const INTERVAL: std::ops::RangeInclusive<u32> = 5..=86_400;
 
 const DEFAULT_INTERVAL: u32 = 5;
 
-/// Results in a row that change the state.
-const THRESHOLD: std::ops::RangeInclusive<u32> = 1..=100;
+/// So many results in a row may be asked for before the state changes.
+pub const MOST_PROBES: u32 = 100;
 
 /// Azure's default for `probeThreshold`.
 const DEFAULT_THRESHOLD: u32 = 1;
@@ -93,7 +93,7 @@ pub fn read(node: &Node<'_>, problems: &mut Problems) -> Option<Probe> {
 
 /// `probeThreshold`, or under its older name `numberOfProbes`.
 fn read_threshold(fields: &Fields<'_, '_>, problems: &mut Problems) -> u32 {
-    let mut number = |field| fields.number(field, *THRESHOLD.start(), *THRESHOLD.end(), problems);
+    let mut number = |field| fields.number(field, 1, MOST_PROBES, problems);
     let (new, old) = (number("probeThreshold"), number("numberOfProbes"));
     if fields.node("probeThreshold").is_some() && fields.node("numberOfProbes").is_some() {
         problems

@@ -15,10 +15,10 @@ use super::tree::Node;
 use super::{prefixes, shape};
 
 /// Azure's largest public IP prefix: a /28, or a /124 of IPv6.
-const MAX_PREFIX: u32 = 16;
+pub const MAX_PREFIX: u32 = 16;
 
 /// What the Internet's registries give out of IPv6; documentation is inside.
-const GLOBAL_UNICAST: &str = "2000::/3";
+pub const GLOBAL_UNICAST: &str = "2000::/3";
 
 /// The words of `announce`.
 const ANNOUNCE: &[(&str, Announce)] =

@@ -24,8 +24,10 @@ pub enum Kind {
     Frontend,
     Pool,
     OutboundRule,
-    /// Load balancing rules, inbound NAT rules and pools, probes: parts of a load balancer that are not available yet.
-    BalancerPart,
+    BalancingRule,
+    NatRule,
+    NatPool,
+    Probe,
     TagList,
 }
 
@@ -47,9 +49,10 @@ const TYPES: &[(&str, Kind)] = &[
     ("loadbalancers/frontendipconfigurations", Kind::Frontend),
     ("loadbalancers/backendaddresspools", Kind::Pool),
     ("loadbalancers/outboundrules", Kind::OutboundRule),
-    ("loadbalancers/loadbalancingrules", Kind::BalancerPart),
-    ("loadbalancers/inboundnatrules", Kind::BalancerPart),
-    ("loadbalancers/probes", Kind::BalancerPart),
+    ("loadbalancers/loadbalancingrules", Kind::BalancingRule),
+    ("loadbalancers/inboundnatrules", Kind::NatRule),
+    ("loadbalancers/inboundnatpools", Kind::NatPool),
+    ("loadbalancers/probes", Kind::Probe),
     ("servicetags", Kind::TagList),
 ];
 
@@ -199,20 +202,15 @@ fn resource<'j>(
     report: &mut Report,
 ) {
     let kind_path = TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(path, _)| path);
-    // Which of the three it is does not matter for what becomes of it.
-    let kind_path = match (kind, type_of(json)) {
-        (Kind::BalancerPart, Some(path)) => path,
-        _ => kind_path.to_owned(),
-    };
     let name = json.get("name").and_then(Json::scalar).map(|name| render(&name)).unwrap_or_default();
     let own = json.get("id").and_then(Json::text).map(|id| Id::parse(&render(id)));
     let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let given = own.filter(|id| id.types.last().is_some_and(|kind| *kind == last(&kind_path)));
+    let given = own.filter(|id| id.types.last().is_some_and(|kind| *kind == last(kind_path)));
     let identified = given.is_some();
     let id = given.unwrap_or_else(|| match parent {
         Some((parent, _)) => {
             let short = name.rsplit('/').next().unwrap_or_default();
-            parent.child(&last(&kind_path), short)
+            parent.child(&last(kind_path), short)
         }
         None => Id::of(&format!("Microsoft.Network/{kind_path}"), &name),
     });
@@ -230,12 +228,6 @@ fn resource<'j>(
     found.push(Found { kind, id, name, json, place: place.clone(), identified });
 }
 
-/// The type as written, without its provider, in lower case.
-fn type_of(json: &Json) -> Option<String> {
-    let text = json.get("type")?.text()?;
-    Some(text.split_once('/').map_or(text, |(_, rest)| rest).to_lowercase())
-}
-
 /// The kind that `type` or `id` says.
 fn declared(json: &Json, parent: Option<&str>) -> Option<Kind> {
     let known = |path: &str| TYPES.iter().find(|(known, _)| *known == path).map(|(_, kind)| *kind);
@@ -243,9 +235,6 @@ fn declared(json: &Json, parent: Option<&str>) -> Option<Kind> {
         let full = text.to_lowercase();
         let nested = parent.map(|parent| format!("{parent}/{full}").to_lowercase());
         let strip = |path: &str| path.strip_prefix("microsoft.network/").map(str::to_owned);
-        if full == "microsoft.network/loadbalancers/inboundnatpools" {
-            return Some(Kind::BalancerPart);
-        }
         if let Some(kind) =
             strip(&full).or_else(|| nested.as_deref().and_then(strip)).as_deref().and_then(known)
         {

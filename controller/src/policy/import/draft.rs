@@ -1,6 +1,6 @@
 //! The policy to be written: names resolved, gaps filled. `yaml` writes it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -20,6 +20,9 @@ pub struct Draft {
     pub interfaces: Vec<Interface>,
     pub groups: Vec<Group>,
     pub publics: Vec<Public>,
+    pub prefixes: Vec<PublicPrefix>,
+    /// The public address of guests that have no other way out.
+    pub default_outbound: Option<String>,
     pub balancers: Vec<Balancer>,
     pub uplink: Option<String>,
 }
@@ -61,6 +64,7 @@ pub struct Subnet {
     pub prefixes: Vec<IpNet>,
     pub group: Option<String>,
     pub route_table: Option<String>,
+    pub default_outbound: bool,
     pub comment: Option<String>,
 }
 
@@ -121,26 +125,113 @@ pub enum Side {
 #[derive(Debug)]
 pub struct Public {
     pub name: String,
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub comment: Option<String>,
 }
 
 #[derive(Debug)]
+pub struct PublicPrefix {
+    pub name: String,
+    pub prefix: IpNet,
+}
+
+/// Rules refer to the other parts by their positions.
+#[derive(Debug)]
 pub struct Balancer {
     pub name: String,
-    /// Name and public address.
-    pub frontends: Vec<(String, String)>,
-    /// Name and members.
-    pub pools: Vec<(String, Vec<String>)>,
+    pub frontends: Vec<Frontend>,
+    pub pools: Vec<Pool>,
+    pub probes: Vec<Probe>,
+    pub rules: Vec<BalancingRule>,
+    pub nat_rules: Vec<NatRule>,
     pub outbound_rules: Vec<OutboundRule>,
+}
+
+#[derive(Debug)]
+pub struct Frontend {
+    pub name: String,
+    /// Name of a public address, or of a prefix.
+    pub public: String,
+    pub prefix: bool,
+    pub v6: bool,
+    pub addresses: u32,
+}
+
+#[derive(Debug)]
+pub struct Pool {
+    pub name: String,
+    pub members: Vec<Member>,
+}
+
+/// `interface/configuration`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Member {
+    pub name: String,
+    pub v6: bool,
+}
+
+impl Pool {
+    /// How many members of a family it has.
+    pub fn count(&self, v6: bool) -> usize {
+        self.members.iter().filter(|member| member.v6 == v6).count()
+    }
+}
+
+#[derive(Debug)]
+pub struct Probe {
+    pub name: String,
+    /// Path of HTTP; nothing of Tcp.
+    pub path: Option<String>,
+    pub port: u16,
+    pub interval: Option<u32>,
+    pub threshold: Option<u32>,
+}
+
+#[derive(Debug)]
+pub struct BalancingRule {
+    pub name: String,
+    pub frontend: usize,
+    pub pool: usize,
+    pub probe: Option<usize>,
+    pub protocol: &'static str,
+    pub frontend_port: u16,
+    pub backend_port: u16,
+    pub distribution: Option<&'static str>,
+    pub flow: Flow,
+    pub disable_outbound_snat: bool,
+}
+
+/// What rules for flows from the world have in common.
+#[derive(Debug)]
+pub struct Flow {
+    pub idle_minutes: Option<u32>,
+    pub tcp_reset: bool,
+    pub floating_ip: bool,
+}
+
+#[derive(Debug)]
+pub struct NatRule {
+    pub name: String,
+    pub frontend: usize,
+    pub protocol: &'static str,
+    pub backend_port: u16,
+    pub flow: Flow,
+    pub target: NatTarget,
+}
+
+#[derive(Debug)]
+pub enum NatTarget {
+    Single { port: u16, member: Member },
+    Range { first: u16, last: u16, pool: usize },
 }
 
 #[derive(Debug)]
 pub struct OutboundRule {
     pub name: String,
-    pub frontends: Vec<String>,
-    pub pool: String,
+    pub frontends: Vec<usize>,
+    pub pool: usize,
     pub protocol: &'static str,
     pub ports: Option<u32>,
     pub idle_minutes: Option<u32>,
+    pub tcp_reset: bool,
 }

@@ -26,6 +26,8 @@ pub struct Configuration {
     pub public: Option<Reference>,
     pub application_groups: Vec<Reference>,
     pub pools: Vec<Reference>,
+    /// Inbound NAT rules that lead here.
+    pub nat_rules: Vec<Reference>,
 }
 
 /// Reads an interface.
@@ -78,6 +80,7 @@ fn read_configuration(field: &Field<'_>, interface: &Named, report: &mut Report)
     // A Deny rule may be meant for the members of the group.
     let application_groups = object.references("applicationSecurityGroups", Level::Error, report);
     let pools = object.references("loadBalancerBackendAddressPools", Level::Warning, report);
+    let nat_rules = object.references("loadBalancerInboundNatRules", Level::Warning, report);
     object.finish(&["ipConfiguration"], report);
-    Some(Configuration { named, subnet, address, v6, public, application_groups, pools })
+    Some(Configuration { named, subnet, address, v6, public, application_groups, pools, nat_rules })
 }

@@ -1,13 +1,14 @@
 //! `import`: Azure's JSON becomes a policy.
 //!
 //! `json` reads the files, `discover` finds the resources in them, `sources` reads each (every concept its own part:
-//! `rules`, `networks`, `interfaces`, `publics`, `balancers`), `plan*` resolves names and fills gaps, `yaml` writes. On
+//! `rules`, `networks`, `interfaces`, `publics`, `balancers`, `inbound`), `plan*` resolves names and fills gaps, `yaml` writes. On
 //! the way every property of the input is either used, known not to matter (`irrelevant`) or reported: nothing is lost
 //! in silence, and what is lost never lets through more than Azure did without being told as an error.
 
 mod balancers;
 mod discover;
 mod draft;
+mod inbound;
 mod interfaces;
 mod irrelevant;
 mod json;
@@ -17,7 +18,9 @@ mod object;
 mod plan;
 mod plan_balancers;
 mod plan_guests;
+mod plan_inbound;
 mod plan_networks;
+mod plan_outbound;
 mod plan_peerings;
 mod plan_publics;
 mod plan_rules;
@@ -161,7 +164,10 @@ fn word(kind: Kind) -> &'static str {
         Kind::Frontend => "frontendIPConfigurations",
         Kind::Pool => "backendAddressPools",
         Kind::OutboundRule => "outboundRules",
-        Kind::BalancerPart => "loadBalancerParts",
+        Kind::BalancingRule => "loadBalancingRules",
+        Kind::NatRule => "inboundNatRules",
+        Kind::NatPool => "inboundNatPools",
+        Kind::Probe => "probes",
         Kind::TagList => "serviceTags",
     }
 }

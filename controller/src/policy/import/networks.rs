@@ -33,6 +33,8 @@ pub struct Subnet {
     pub prefixes: Vec<IpNet>,
     pub group: Option<Reference>,
     pub route_table: Option<Reference>,
+    /// May its guests leave under an address that Azure picks? Nothing means that they may.
+    pub default_outbound: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -87,8 +89,9 @@ pub fn read_part(kind: Kind, field: &Field<'_>, network: &mut Network, named: Na
         let prefixes = prefixes(&mut object, &["addressPrefix", "addressPrefixes"], Level::Warning, report);
         let group = object.reference("networkSecurityGroup", Level::Error, report);
         let route_table = object.reference("routeTable", Level::Error, report);
+        let default_outbound = object.flag("defaultOutboundAccess", report);
         object.finish(&["subnet"], report);
-        network.subnets.push(Subnet { named, prefixes, group, route_table });
+        network.subnets.push(Subnet { named, prefixes, group, route_table, default_outbound });
         return;
     }
     let remote = object.reference("remoteVirtualNetwork", Level::Warning, report);

@@ -4,7 +4,7 @@
 //! public address is a placeholder nobody has. Nothing that is missing lets more through than Azure did.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -12,6 +12,7 @@ use super::draft::{self, Draft, Side};
 use super::names::{Devices, Index, Unique};
 use super::object::Reference;
 use super::plan_networks::{Networks, Wanted};
+use super::plan_publics::Taken;
 use super::report::{Level, Place, Report};
 use super::rules::Term;
 use super::sources::{Named, Sources};
@@ -29,11 +30,13 @@ pub struct Plan {
     application_names: Unique,
     pub public_names: Unique,
     pub public_ids: Index,
-    /// For each public resource the addresses it became: positions in the draft.
-    pub publics: Vec<Vec<usize>>,
-    pub public_users: HashSet<usize>,
-    pub public_addresses: HashSet<Ipv4Addr>,
+    /// For each public resource what it became.
+    pub publics: Vec<Vec<Taken>>,
+    /// Positions in the draft that have a user; and whether of a prefix.
+    pub public_users: HashSet<(usize, bool)>,
+    pub public_addresses: HashSet<IpAddr>,
     pub placeholder: u32,
+    pub placeholder_v6: u32,
     pub devices: Devices,
 }
 
@@ -52,6 +55,7 @@ pub fn plan(sources: &Sources, options: &Options, report: &mut Report) -> Draft 
         public_users: HashSet::new(),
         public_addresses: HashSet::new(),
         placeholder: 0,
+        placeholder_v6: 0,
         devices: Devices::default(),
     };
     let tags = plan.tags(sources, options, report);
@@ -63,6 +67,7 @@ pub fn plan(sources: &Sources, options: &Options, report: &mut Report) -> Draft 
     plan_guests::interfaces(&mut plan, sources, options, report);
     plan_balancers::balancers(&mut plan, sources, report);
     plan_guests::placeholders(&mut plan, options, report);
+    plan.default_outbound(report);
     plan.finish(options, report)
 }
 
@@ -269,6 +274,11 @@ impl Plan {
                     }
                     found
                 });
+                if subnet.default_outbound.is_none() {
+                    let why = "without this property Azure lets its guests leave by a default address; here they do not";
+                    let action = "write `defaultOutboundAccess: true`, and `defaultOutbound` at the top, if they should";
+                    report.add(Level::Note, &subnet.named.place, title, "defaultOutboundAccess", why, action);
+                }
                 let wanted = Wanted {
                     id: &subnet.named.id,
                     title,
@@ -276,6 +286,7 @@ impl Plan {
                     prefixes: subnet.prefixes.clone(),
                     group,
                     route_table,
+                    default_outbound: subnet.default_outbound == Some(true),
                     comment: None,
                 };
                 self.networks.add_subnet(at, wanted, report);
@@ -289,7 +300,7 @@ impl Plan {
         self.drop_appliances_nobody_reaches(report);
         let mut draft = self.draft;
         draft.networks = self.networks.networks;
-        if !draft.publics.is_empty() {
+        if !draft.publics.is_empty() || !draft.prefixes.is_empty() {
             // A device of its own: an uplink cannot be a guest's.
             draft.uplink = Some(self.devices.take(&options.uplink, ""));
             let nowhere = Place::nowhere();

@@ -1,72 +1,138 @@
-//! Load balancers of the policy: frontends with addresses, pools with members, outbound rules that fit their ports.
+//! Load balancers of the policy: frontends with addresses and pools with members; their rules are planned by
+//! `plan_inbound` and `plan_outbound`.
 
 use std::collections::{HashMap, HashSet};
 
-use super::balancers::{Balancer, Rule};
+use super::balancers::Balancer;
 use super::draft;
 use super::names::{Id, Index, Unique};
+use super::object::Reference;
 use super::plan::{Plan, renamed};
+use super::plan_outbound::Served;
+use super::plan_publics::Taken;
 use super::report::{Level, Report};
-use super::sources::Sources;
-use crate::policy::allocation::{MAX_POOL, PORTS_PER_ADDRESS, UNIT, default_ports};
-use crate::policy::network::Allocation;
+use super::sources::{Named, Sources};
+use super::{plan_inbound, plan_outbound};
 
 /// Different idle timeouts that one policy may have.
 const MAX_TIMEOUTS: usize = 12;
 
-/// The members that interfaces and pools name: pool ids to `interface/configuration`.
-struct Members {
+/// The idle timeouts of a policy, in minutes.
+#[derive(Default)]
+pub struct Timeouts(HashSet<u32>);
+
+impl Timeouts {
+    /// The timeout if the policy has room for it; otherwise that is told, and the default holds.
+    pub fn take(&mut self, minutes: Option<u32>, named: &Named, report: &mut Report) -> Option<u32> {
+        let minutes = minutes?;
+        if self.0.len() < MAX_TIMEOUTS || self.0.contains(&minutes) {
+            self.0.insert(minutes);
+            return Some(minutes);
+        }
+        let why = format!("a policy has at most {MAX_TIMEOUTS} different timeouts: the default is used");
+        let action = "see whether that is enough";
+        report.add(Level::Warning, &named.place, &named.title, "idleTimeoutInMinutes", why, action);
+        None
+    }
+}
+
+/// The members that pools and rules name.
+pub struct Members {
     /// Every ip configuration of the input.
-    ids: Index,
-    /// Its name in the policy; nothing if it was not carried over or is IPv6.
-    names: Vec<Option<String>>,
-    /// Who already has outbound ports.
-    served: HashSet<String>,
+    pub ids: Index,
+    /// What it is in the policy; nothing if it was not carried over.
+    pub names: Vec<Option<draft::Member>>,
+}
+
+/// Which parts of a load balancer in the policy those of the input are.
+pub struct Parts {
+    frontend_ids: Index,
+    /// A frontend with a prefix may have become several.
+    frontends: Vec<Vec<usize>>,
+    pool_ids: Index,
+    pub probe_ids: Index,
+}
+
+impl Parts {
+    /// What a frontend that a rule names has become.
+    pub fn frontends(&self, reference: &Reference) -> &[usize] {
+        own(&self.frontend_ids, &reference.id, self.frontends.len())
+            .map_or(&[], |at| self.frontends[at].as_slice())
+    }
+
+    pub fn pool(&self, reference: &Reference, count: usize) -> Option<usize> {
+        own(&self.pool_ids, &reference.id, count)
+    }
+}
+
+/// A part of this load balancer that one of its rules names. Where a template leaves the name open and there is one part
+/// only, it is that one: rules cannot name parts of others.
+pub fn own(ids: &Index, id: &Id, count: usize) -> Option<usize> {
+    let open = id.name().is_empty() || id.name().contains('[');
+    ids.find(id).or_else(|| (open && count == 1).then_some(0))
 }
 
 /// All load balancers.
 pub fn balancers(plan: &mut Plan, sources: &Sources, report: &mut Report) {
-    let mut members = members(plan, sources);
+    let members = members(plan, sources);
     let mut names = Unique::default();
-    let mut timeouts = HashSet::new();
-    // Pools by id, so that interfaces can say that they are in one.
-    let mut pools = Index::default();
-    for pool in sources.balancers.iter().flat_map(|balancer| &balancer.pools) {
-        pools.add(&pool.named.id);
+    let mut timeouts = Timeouts::default();
+    let mut served = Served::default();
+    // Pools and NAT rules by id, so that interfaces can say that they are in one.
+    let (mut pools, mut nat_rules) = (Index::default(), Index::default());
+    for balancer in &sources.balancers {
+        balancer.pools.iter().for_each(|pool| pools.add(&pool.named.id));
+        balancer.nat_rules.iter().for_each(|rule| nat_rules.add(&rule.named.id));
     }
-    let mut joined: HashMap<usize, Vec<usize>> = HashMap::new();
+    let mut in_pool: HashMap<usize, Vec<usize>> = HashMap::new();
+    let mut by_nat: HashMap<usize, Vec<usize>> = HashMap::new();
     let configurations = sources.interfaces.iter().flat_map(|interface| &interface.configurations);
     for (at, configuration) in configurations.enumerate() {
-        for reference in &configuration.pools {
-            match pools.find(&reference.id) {
-                Some(pool) => joined.entry(pool).or_default().push(at),
-                None => {
-                    let why = format!("{} is not in the input", reference.id.title());
-                    let property = "loadBalancerBackendAddressPools";
-                    report.add(
-                        Level::Warning,
-                        &reference.place,
-                        &configuration.named.title,
-                        property,
-                        why,
-                        "import the load balancer too",
-                    );
+        let lists = [
+            (&configuration.pools, &pools, &mut in_pool, "loadBalancerBackendAddressPools"),
+            (&configuration.nat_rules, &nat_rules, &mut by_nat, "loadBalancerInboundNatRules"),
+        ];
+        for (references, ids, found, property) in lists {
+            for reference in references {
+                if let Some(part) = ids.find(&reference.id) {
+                    found.entry(part).or_default().push(at);
+                    continue;
                 }
+                let why = format!("{} is not in the input", reference.id.title());
+                let action = "import the load balancer too";
+                let title = &configuration.named.title;
+                report.add(Level::Warning, &reference.place, title, property, why, action);
             }
         }
     }
-    let mut first_pool = 0;
+    let (mut first_pool, mut first_nat) = (0, 0);
     for balancer in &sources.balancers {
         let name = names.take(&balancer.named.name, "lb");
         renamed(&balancer.named, &name, report);
-        let built = one(plan, balancer, name, first_pool, &joined, &mut members, &mut timeouts, report);
+        let (frontend_ids, frontends, by_frontend) = frontends(plan, balancer, report);
+        let joined = |at: usize| in_pool.get(&(first_pool + at)).cloned().unwrap_or_default();
+        let (pool_ids, pools) = self::pools(balancer, joined, &members, report);
+        let mut parts = Parts { frontend_ids, frontends: by_frontend, pool_ids, probe_ids: Index::default() };
+        let mut built = draft::Balancer {
+            name,
+            frontends,
+            pools,
+            probes: Vec::new(),
+            rules: Vec::new(),
+            nat_rules: Vec::new(),
+            outbound_rules: Vec::new(),
+        };
+        let leads_to = |at: usize| by_nat.get(&(first_nat + at)).cloned().unwrap_or_default();
+        plan_inbound::plan(&mut built, balancer, &mut parts, &members, leads_to, &mut timeouts, report);
+        plan_outbound::plan(&mut built, balancer, &parts, &mut served, &mut timeouts, report);
         first_pool += balancer.pools.len();
+        first_nat += balancer.nat_rules.len();
         plan.draft.balancers.push(built);
     }
 }
 
 fn members(plan: &Plan, sources: &Sources) -> Members {
-    let mut members = Members { ids: Index::default(), names: Vec::new(), served: HashSet::new() };
+    let mut members = Members { ids: Index::default(), names: Vec::new() };
     let mut built: HashMap<&str, &draft::Interface> = HashMap::new();
     for interface in &plan.draft.interfaces {
         built.insert(&interface.source, interface);
@@ -77,7 +143,8 @@ fn members(plan: &Plan, sources: &Sources) -> Members {
             members.ids.add(&configuration.named.id);
             let found = own.and_then(|own| {
                 let found = own.configurations.iter().find(|c| c.source == configuration.named.place.id())?;
-                found.address.is_ipv4().then(|| format!("{}/{}", own.name, found.name))
+                let name = format!("{}/{}", own.name, found.name);
+                Some(draft::Member { name, v6: found.address.is_ipv6() })
             });
             members.names.push(found);
         }
@@ -85,59 +152,70 @@ fn members(plan: &Plan, sources: &Sources) -> Members {
     members
 }
 
-fn one(
+fn frontends(
     plan: &mut Plan,
     balancer: &Balancer,
-    name: String,
-    first_pool: usize,
-    joined: &HashMap<usize, Vec<usize>>,
-    members: &mut Members,
-    timeouts: &mut HashSet<u32>,
     report: &mut Report,
-) -> draft::Balancer {
-    let mut frontend_ids = Index::default();
-    let mut frontend_names = Unique::default();
-    // A frontend with a prefix becomes one for each address.
-    let mut by_frontend: Vec<Vec<String>> = Vec::new();
-    let mut frontends = Vec::new();
+) -> (Index, Vec<draft::Frontend>, Vec<Vec<usize>>) {
+    let mut ids = Index::default();
+    let mut names = Unique::default();
+    let (mut frontends, mut by_frontend) = (Vec::new(), Vec::new());
     for frontend in &balancer.frontends {
-        frontend_ids.add(&frontend.named.id);
+        ids.add(&frontend.named.id);
         let mut own = Vec::new();
         let references = [(&frontend.public, "publicIPAddress"), (&frontend.prefix, "publicIPPrefix")];
         for (reference, property) in references {
             let Some(reference) = reference else { continue };
-            for public in plan.take_public(reference, &frontend.named.title, property, report) {
-                let name = frontend_names.take(&frontend.named.name, "frontend");
+            for taken in plan.take_public(reference, &frontend.named.title, property, frontend.v6, report) {
+                let name = names.take(&frontend.named.name, "frontend");
                 if own.is_empty() {
                     renamed(&frontend.named, &name, report);
                 }
-                frontends.push((name.clone(), plan.draft.publics[public].name.clone()));
-                own.push(name);
+                own.push(frontends.len());
+                frontends.push(match taken {
+                    Taken::Address(at) => {
+                        let public = &plan.draft.publics[at];
+                        let v6 = public.address.is_ipv6();
+                        draft::Frontend { name, public: public.name.clone(), prefix: false, v6, addresses: 1 }
+                    }
+                    Taken::Prefix(at) => {
+                        let public = &plan.draft.prefixes[at];
+                        let net = public.prefix;
+                        let v6 = net.addr().is_ipv6();
+                        let addresses = 1 << (net.max_prefix_len() - net.prefix_len());
+                        draft::Frontend { name, public: public.name.clone(), prefix: true, v6, addresses }
+                    }
+                });
             }
         }
         by_frontend.push(own);
     }
-    let mut pool_ids = Index::default();
-    let mut pool_names = Unique::default();
-    let mut pools: Vec<(String, Vec<String>)> = Vec::new();
+    (ids, frontends, by_frontend)
+}
+
+fn pools(
+    balancer: &Balancer,
+    joined: impl Fn(usize) -> Vec<usize>,
+    members: &Members,
+    report: &mut Report,
+) -> (Index, Vec<draft::Pool>) {
+    let mut ids = Index::default();
+    let mut names = Unique::default();
+    let mut pools = Vec::new();
     for (at, pool) in balancer.pools.iter().enumerate() {
-        pool_ids.add(&pool.named.id);
-        let name = pool_names.take(&pool.named.name, "pool");
-        renamed(&pool.named, &name, report);
-        let mut all: Vec<usize> = joined.get(&(first_pool + at)).cloned().unwrap_or_default();
+        let named = &pool.named;
+        ids.add(&named.id);
+        let name = names.take(&named.name, "pool");
+        renamed(named, &name, report);
+        let mut all = joined(at);
         for reference in &pool.members {
             match members.ids.find(&reference.id) {
                 Some(member) => all.push(member),
                 None => {
                     let why = format!("{} is not in the input", reference.id.title());
-                    report.add(
-                        Level::Warning,
-                        &reference.place,
-                        &pool.named.title,
-                        "backendIPConfigurations",
-                        why,
-                        "import the interface too",
-                    );
+                    let action = "import the interface too";
+                    let property = "backendIPConfigurations";
+                    report.add(Level::Warning, &reference.place, &named.title, property, why, action);
                 }
             }
         }
@@ -146,166 +224,16 @@ fn one(
         let mut list = Vec::new();
         for member in all {
             match &members.names[member] {
-                Some(name) => list.push(name.clone()),
+                Some(member) => list.push(member.clone()),
                 None => {
-                    let why = "a member is IPv6 or was not carried over";
-                    report.add(
-                        Level::Warning,
-                        &pool.named.place,
-                        &pool.named.title,
-                        "backendIPConfigurations",
-                        why,
-                        "add it by hand",
-                    );
+                    let why = "a member was not carried over";
+                    let action = "add it by hand";
+                    let property = "backendIPConfigurations";
+                    report.add(Level::Warning, &named.place, &named.title, property, why, action);
                 }
             }
         }
-        pools.push((name, list));
+        pools.push(draft::Pool { name, members: list });
     }
-    let mut built = draft::Balancer { name, frontends, pools, outbound_rules: Vec::new() };
-    let mut rule_names = Unique::default();
-    let mut free = [HashMap::new(), HashMap::new()];
-    for rule in &balancer.rules {
-        let names: Vec<String> = rule
-            .frontends
-            .iter()
-            .flat_map(|reference| match own(&frontend_ids, &reference.id, balancer.frontends.len()) {
-                Some(at) => by_frontend[at].clone(),
-                None => Vec::new(),
-            })
-            .collect();
-        let mut seen = HashSet::new();
-        let names: Vec<String> = names.into_iter().filter(|name| seen.insert(name.clone())).collect();
-        let pool = rule.pool.as_ref().and_then(|pool| own(&pool_ids, &pool.id, balancer.pools.len()));
-        match outbound(&mut built, rule, names, pool, members, &mut free, timeouts) {
-            Ok((mut outbound, notes)) => {
-                outbound.name = rule_names.take(&rule.named.name, "outbound");
-                renamed(&rule.named, &outbound.name, report);
-                for (level, property, why) in notes {
-                    report.add(
-                        level,
-                        &rule.named.place,
-                        &rule.named.title,
-                        property,
-                        why,
-                        "see whether that is enough",
-                    );
-                }
-                built.outbound_rules.push(outbound);
-            }
-            Err((property, why)) => {
-                report.add(
-                    Level::Warning,
-                    &rule.named.place,
-                    &rule.named.title,
-                    property,
-                    why,
-                    "write the rule into the policy by hand",
-                );
-            }
-        }
-    }
-    built
-}
-
-/// A part of this load balancer that one of its rules names. Where a template leaves the name open and there is one part
-/// only, it is that one: rules cannot name parts of others.
-fn own(ids: &Index, id: &Id, count: usize) -> Option<usize> {
-    let open = id.name().is_empty() || id.name().contains('[');
-    ids.find(id).or_else(|| (open && count == 1).then_some(0))
-}
-
-type Notes = Vec<(Level, &'static str, String)>;
-
-/// An outbound rule that fits; or which property of it does not, and why.
-fn outbound(
-    balancer: &mut draft::Balancer,
-    rule: &Rule,
-    frontends: Vec<String>,
-    pool: Option<usize>,
-    members: &mut Members,
-    free: &mut [HashMap<String, u32>; 2],
-    timeouts: &mut HashSet<u32>,
-) -> Result<(draft::OutboundRule, Notes), (&'static str, String)> {
-    if frontends.is_empty() {
-        return Err(("frontendIPConfigurations", "none of its frontends was carried over".to_owned()));
-    }
-    let Some(pool) = pool else {
-        return Err(("backendAddressPool", "its pool is not in the input".to_owned()));
-    };
-    let mut notes = Vec::new();
-    let both = |a: &str, b: &str| a == b || a == "All" || b == "All";
-    let (pool_name, list) = &mut balancer.pools[pool];
-    let earlier: Vec<&draft::OutboundRule> =
-        balancer.outbound_rules.iter().filter(|other| other.pool == *pool_name).collect();
-    if earlier.iter().any(|other| both(other.protocol, rule.protocol)) {
-        return Err((
-            "backendAddressPool",
-            format!("another rule gives pool `{pool_name}` ports for its protocol"),
-        ));
-    }
-    if earlier.is_empty() {
-        let before = list.len();
-        list.retain(|member| !members.served.contains(member));
-        if list.len() < before {
-            let why = format!("{} members have outbound ports from another pool", before - list.len());
-            notes.push((Level::Warning, "backendAddressPool", why));
-        }
-        members.served.extend(list.iter().cloned());
-    }
-    let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
-    let which: &[usize] = match rule.protocol {
-        "Tcp" => &[0],
-        "Udp" => &[1],
-        _ => &[0, 1],
-    };
-    let left = |at: usize, name: &String| free[at].get(name).copied().unwrap_or(PORTS_PER_ADDRESS);
-    let have =
-        which.iter().map(|at| frontends.iter().map(|name| left(*at, name)).sum::<u32>()).min().unwrap_or(0);
-    let default = default_ports(list.len(), frontends.len(), Allocation::Min1024);
-    let mut ports = rule.ports.filter(|ports| *ports > 0);
-    let wanted = ports.or(default.filter(|_| list.len() <= MAX_POOL)).unwrap_or(u32::MAX);
-    if count > 0 && u64::from(wanted) * u64::from(count) > u64::from(have) {
-        let most = have / count / UNIT * UNIT;
-        if most == 0 {
-            return Err((
-                "allocatedOutboundPorts",
-                format!("its frontends have no ports left for {count} members"),
-            ));
-        }
-        notes.push((
-            Level::Warning,
-            "allocatedOutboundPorts",
-            format!("its frontends have {have} ports: {most} for each of {count} members"),
-        ));
-        ports = Some(most);
-    }
-    let each = ports.or(default).unwrap_or(0);
-    for at in which {
-        let mut need = each.saturating_mul(count);
-        for name in &frontends {
-            let entry = free[*at].entry(name.clone()).or_insert(PORTS_PER_ADDRESS);
-            let taken = need.min(*entry);
-            *entry -= taken;
-            need -= taken;
-        }
-    }
-    let mut idle_minutes = rule.idle_minutes;
-    if let Some(minutes) = idle_minutes
-        && !timeouts.contains(&minutes)
-    {
-        if timeouts.len() >= MAX_TIMEOUTS {
-            notes.push((
-                Level::Warning,
-                "idleTimeoutInMinutes",
-                format!("a policy has at most {MAX_TIMEOUTS} different timeouts: the default is used"),
-            ));
-            idle_minutes = None;
-        } else {
-            timeouts.insert(minutes);
-        }
-    }
-    let pool = pool_name.clone();
-    let name = String::new();
-    Ok((draft::OutboundRule { name, frontends, pool, protocol: rule.protocol, ports, idle_minutes }, notes))
+    (ids, pools)
 }

@@ -11,6 +11,7 @@ use super::networks::Network;
 use super::object::Reference;
 use super::plan::{Plan, renamed};
 use super::plan_networks::{Wanted, prefix_around};
+use super::plan_publics::Taken;
 use super::report::{Level, Place, Report};
 use super::sources::{Named, Sources};
 
@@ -58,6 +59,7 @@ pub fn missing_subnets(plan: &mut Plan, sources: &Sources, report: &mut Report) 
             prefixes: prefix_around(&addresses),
             group: None,
             route_table: None,
+            default_outbound: false,
             comment: Some(
                 "REPLACE: the subnet is not in the input; prefix made up, group unknown".to_owned(),
             ),
@@ -197,7 +199,16 @@ fn placeholder_subnet(
     });
     let title = id.title();
     let comment = Some("REPLACE: the input has no subnet here, this one is made up".to_owned());
-    let wanted = Wanted { id, title: &title, place: &nowhere, prefixes, group, route_table: None, comment };
+    let wanted = Wanted {
+        id,
+        title: &title,
+        place: &nowhere,
+        prefixes,
+        group,
+        route_table: None,
+        default_outbound: false,
+        comment,
+    };
     plan.networks.add_subnet(network, wanted, report)
 }
 
@@ -270,20 +281,18 @@ fn build(
         report.add(Level::Error, &reference.place, &named.title, "applicationSecurityGroups", why, action);
     }
     let public = configuration.public.as_ref().and_then(|reference| {
-        if address.is_ipv6() {
-            let why = "public IPv6 addresses are not available yet";
-            report.add(
-                Level::Warning,
-                &reference.place,
-                &named.title,
-                "publicIPAddress",
-                why,
-                "use the guest's own IPv6 address",
-            );
+        let taken = plan.take_public(reference, &named.title, "publicIPAddress", address.is_ipv6(), report);
+        let found = taken.iter().find_map(|taken| match taken {
+            Taken::Address(at) => Some(&plan.draft.publics[*at]),
+            Taken::Prefix(_) => None,
+        })?;
+        if found.address.is_ipv6() != address.is_ipv6() {
+            let why = format!("{} is not of the family of {address}", found.address);
+            let action = "give it to an ip configuration of its family";
+            report.add(Level::Warning, &reference.place, &named.title, "publicIPAddress", why, action);
             return None;
         }
-        let taken = plan.take_public(reference, &named.title, "publicIPAddress", report);
-        taken.first().map(|at| plan.draft.publics[*at].name.clone())
+        Some(found.name.clone())
     });
     let subnet = plan.networks.reference(subnet);
     Some(draft::Configuration {
@@ -343,6 +352,7 @@ pub fn placeholders(plan: &mut Plan, options: &Options, report: &mut Report) {
                         prefixes,
                         group,
                         route_table: None,
+                        default_outbound: false,
                         comment,
                     };
                     plan.networks.add_subnet(0, wanted, report)

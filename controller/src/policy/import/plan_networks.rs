@@ -38,6 +38,7 @@ pub struct Wanted<'a> {
     pub prefixes: Vec<IpNet>,
     pub group: Option<String>,
     pub route_table: Option<String>,
+    pub default_outbound: bool,
     pub comment: Option<String>,
 }
 
@@ -174,9 +175,9 @@ impl Networks {
             let why = format!("the subnet is called `{name}` here");
             report.add(Level::Note, wanted.place, wanted.title, "name", why, "choose a name you like");
         }
-        let (group, route_table) = (wanted.group, wanted.route_table);
+        let Wanted { group, route_table, default_outbound, .. } = wanted;
         let own = &mut self.networks[network].subnets;
-        own.push(draft::Subnet { name, prefixes, group, route_table, comment });
+        own.push(draft::Subnet { name, prefixes, group, route_table, default_outbound, comment });
         self.subnets.push((network, own.len() - 1));
         self.subnet_ids.add(wanted.id);
         Some(self.subnets.len() - 1)
@@ -262,11 +263,6 @@ impl Networks {
             }
         }
         None
-    }
-
-    /// Is this address inside any network?
-    pub fn contains(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.space.iter().any(|part| part.contains(&address)))
     }
 }
 

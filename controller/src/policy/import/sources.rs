@@ -183,7 +183,13 @@ fn read_one(found: &Found<'_>, sources: &mut Sources, report: &mut Report) {
         Kind::PublicAddress => sources.publics.extend(publics::read(&field, own, report)),
         Kind::PublicPrefix => sources.prefixes.extend(publics::read_prefix(&field, own, report)),
         Kind::Balancer => sources.balancers.extend(balancers::read(&field, own, report)),
-        Kind::Frontend | Kind::Pool | Kind::OutboundRule | Kind::BalancerPart => {
+        Kind::Frontend
+        | Kind::Pool
+        | Kind::OutboundRule
+        | Kind::BalancingRule
+        | Kind::NatRule
+        | Kind::NatPool
+        | Kind::Probe => {
             let at = sources.balancers.iter().position(|balancer| balancer.named.id.same(&found.id.parent()));
             let at = at.unwrap_or_else(|| {
                 sources.balancers.push(Balancer::empty(parent()));

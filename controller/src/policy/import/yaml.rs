@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use super::draft::{Draft, Rule, Side};
+use super::draft::{Draft, Flow, NatTarget, Rule, Side};
 
 /// The policy as text; `heading` becomes a comment at its beginning.
 pub fn write(draft: &Draft, heading: &[String]) -> String {
@@ -68,12 +68,23 @@ pub fn write(draft: &Draft, heading: &[String]) -> String {
     for public in &draft.publics {
         let fields = [
             ("name", scalar(&public.name)),
-            ("ipAddress", ipv4(public.address)),
+            ("ipAddress", scalar(&public.address.to_string())),
             ("announce", "proxy".to_owned()),
         ];
         out.item(1, &fields, public.comment.as_deref());
     }
+    if !draft.prefixes.is_empty() {
+        out.line(0, "publicIPPrefixes:");
+    }
+    for public in &draft.prefixes {
+        let prefix = scalar(&public.prefix.to_string());
+        let fields = [("name", scalar(&public.name)), ("ipPrefix", prefix), ("announce", "proxy".to_owned())];
+        out.item(1, &fields, None);
+    }
     balancers(draft, &mut out);
+    if let Some(public) = &draft.default_outbound {
+        out.line(0, &format!("defaultOutbound: {{ publicIPAddress: {} }}", scalar(public)));
+    }
     if let Some(device) = &draft.uplink {
         out.line(0, "uplinks:");
         out.item(1, &[("device", scalar(device))], Some("REPLACE: the device towards the world"));
@@ -123,6 +134,7 @@ fn networks(draft: &Draft, out: &mut Writer) {
             });
             fields.extend(subnet.group.iter().map(|group| ("networkSecurityGroup", scalar(group))));
             fields.extend(subnet.route_table.iter().map(|table| ("routeTable", scalar(table))));
+            flag(subnet.default_outbound, "defaultOutboundAccess", &mut fields);
             out.item(3, &fields, subnet.comment.as_deref());
         }
     }
@@ -209,33 +221,103 @@ fn balancers(draft: &Draft, out: &mut Writer) {
         out.line(1, &format!("- name: {}", scalar(&balancer.name)));
         let empty = if balancer.frontends.is_empty() { " []" } else { "" };
         out.line(2, &format!("frontendIPConfigurations:{empty}"));
-        for (name, public) in &balancer.frontends {
-            out.item(3, &[("name", scalar(name)), ("publicIPAddress", scalar(public))], None);
+        for frontend in &balancer.frontends {
+            let public = if frontend.prefix { "publicIPPrefix" } else { "publicIPAddress" };
+            out.item(3, &[("name", scalar(&frontend.name)), (public, scalar(&frontend.public))], None);
         }
-        if !balancer.pools.is_empty() {
-            out.line(2, "backendAddressPools:");
-        }
-        for (name, members) in &balancer.pools {
-            let mut fields = vec![("name", scalar(name))];
-            if !members.is_empty() {
-                fields.push(("backendIPConfigurations", list(members)));
+        section("backendAddressPools", &balancer.pools, out, |pool| {
+            let mut fields = vec![("name", scalar(&pool.name))];
+            if !pool.members.is_empty() {
+                let members: Vec<_> = pool.members.iter().map(|member| &member.name).collect();
+                fields.push(("backendIPConfigurations", list(&members)));
             }
-            out.item(3, &fields, None);
-        }
-        if !balancer.outbound_rules.is_empty() {
-            out.line(2, "outboundRules:");
-        }
-        for rule in &balancer.outbound_rules {
+            fields
+        });
+        section("probes", &balancer.probes, out, |probe| {
+            let mut fields = vec![("name", scalar(&probe.name))];
+            fields.push(("protocol", if probe.path.is_some() { "Http" } else { "Tcp" }.to_owned()));
+            fields.push(("port", probe.port.to_string()));
+            fields.extend(probe.path.iter().map(|path| ("requestPath", scalar(path))));
+            fields.extend(probe.interval.map(|seconds| ("intervalInSeconds", seconds.to_string())));
+            fields.extend(probe.threshold.map(|count| ("probeThreshold", count.to_string())));
+            fields
+        });
+        let frontend = |at: usize| scalar(&balancer.frontends[at].name);
+        let pool = |at: usize| scalar(&balancer.pools[at].name);
+        section("loadBalancingRules", &balancer.rules, out, |rule| {
             let mut fields = vec![
                 ("name", scalar(&rule.name)),
-                ("frontendIPConfigurations", list(&rule.frontends)),
-                ("backendAddressPool", scalar(&rule.pool)),
+                ("frontendIPConfiguration", frontend(rule.frontend)),
+                ("backendAddressPool", pool(rule.pool)),
+                ("protocol", rule.protocol.to_owned()),
+                ("frontendPort", rule.frontend_port.to_string()),
+                ("backendPort", rule.backend_port.to_string()),
+            ];
+            fields.extend(rule.probe.map(|probe| ("probe", scalar(&balancer.probes[probe].name))));
+            fields.extend(rule.distribution.map(|word| ("loadDistribution", word.to_owned())));
+            flow(&rule.flow, &mut fields);
+            flag(rule.disable_outbound_snat, "disableOutboundSnat", &mut fields);
+            fields
+        });
+        section("inboundNatRules", &balancer.nat_rules, out, |rule| {
+            let mut fields = vec![
+                ("name", scalar(&rule.name)),
+                ("frontendIPConfiguration", frontend(rule.frontend)),
+                ("protocol", rule.protocol.to_owned()),
+            ];
+            match &rule.target {
+                NatTarget::Single { port, member } => {
+                    fields.push(("frontendPort", port.to_string()));
+                    fields.push(("backendIPConfiguration", scalar(&member.name)));
+                }
+                NatTarget::Range { first, last, pool: at } => {
+                    fields.push(("frontendPortRangeStart", first.to_string()));
+                    fields.push(("frontendPortRangeEnd", last.to_string()));
+                    fields.push(("backendAddressPool", pool(*at)));
+                }
+            }
+            fields.push(("backendPort", rule.backend_port.to_string()));
+            flow(&rule.flow, &mut fields);
+            fields
+        });
+        section("outboundRules", &balancer.outbound_rules, out, |rule| {
+            let names: Vec<_> = rule.frontends.iter().map(|at| &balancer.frontends[*at].name).collect();
+            let mut fields = vec![
+                ("name", scalar(&rule.name)),
+                ("frontendIPConfigurations", list(&names)),
+                ("backendAddressPool", pool(rule.pool)),
                 ("protocol", rule.protocol.to_owned()),
             ];
             fields.extend(rule.ports.map(|ports| ("allocatedOutboundPorts", ports.to_string())));
             fields.extend(rule.idle_minutes.map(|minutes| ("idleTimeoutInMinutes", minutes.to_string())));
-            out.item(3, &fields, None);
-        }
+            flag(rule.tcp_reset, "enableTcpReset", &mut fields);
+            fields
+        });
+    }
+}
+
+type Fields = Vec<(&'static str, String)>;
+
+/// A list of a load balancer, one line for each item; nothing if it is empty.
+fn section<T>(name: &str, items: &[T], out: &mut Writer, fields: impl Fn(&T) -> Fields) {
+    if !items.is_empty() {
+        out.line(2, &format!("{name}:"));
+    }
+    for item in items {
+        out.item(3, &fields(item), None);
+    }
+}
+
+fn flow(flow: &Flow, fields: &mut Fields) {
+    fields.extend(flow.idle_minutes.map(|minutes| ("idleTimeoutInMinutes", minutes.to_string())));
+    flag(flow.tcp_reset, "enableTcpReset", fields);
+    flag(flow.floating_ip, "enableFloatingIP", fields);
+}
+
+/// False is the default of every one of them.
+fn flag(value: bool, name: &'static str, fields: &mut Fields) {
+    if value {
+        fields.push((name, "true".to_owned()));
     }
 }
 
@@ -263,10 +345,6 @@ impl Writer {
 
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if printable(c) { c } else { ' ' }).collect()
-}
-
-fn ipv4(address: Ipv4Addr) -> String {
-    address.to_string()
 }
 
 fn port_words((low, high): (u16, u16)) -> String {
