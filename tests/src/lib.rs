@@ -5,6 +5,7 @@ pub mod bench;
 pub mod classbench;
 pub mod edge;
 pub mod lab;
+pub mod lan;
 pub mod ledger;
 pub mod model;
 pub mod quickstart;
