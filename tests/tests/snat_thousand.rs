@@ -78,7 +78,7 @@ fn thousand_guests_who_open_40_flows_to_one_destination_have_exactly_32_each_and
         let there = crowd.settle(Duration::from_secs(4), all + 1).unwrap();
         println!("{hook:?}: {there} connections within {took:?}");
         assert_each_has_its_32(&edge, &crowd, &server, "at first");
-        let refused = edge.reason("snat_exhausted").unwrap() + edge.reason("snat_refused").unwrap();
+        let refused = edge.reason("snat_exhausted").unwrap() + edge.reason("snat_refused_again").unwrap();
         assert!(refused >= u64::from(GUESTS) * (WANTED - PORTS) as u64, "{hook:?}: {refused} refused");
 
         // Some close: after the hold-down they have as many again, and the others never notice.
