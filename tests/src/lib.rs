@@ -10,5 +10,6 @@ pub mod ledger;
 pub mod model;
 pub mod quickstart;
 pub mod random;
+pub mod release;
 pub mod site;
 mod stop;
