@@ -27,7 +27,7 @@ uplinks: [{ device: uplink }]
 const PORTS: u16 = 1024;
 /// Of each CPU in a round: almost the block.
 const EACH: u16 = 500;
-const ROUNDS: u16 = 20;
+const ROUNDS: u16 = 10;
 const TICK: Duration = Duration::from_nanos(1 << TICK_SHIFT);
 
 fn frame(source_port: u16, flags: TcpFlags) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook};
+use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook, under_both};
 use portcullis_tests::lab::{
     Namespace, Sniffer, TcpEcho, TcpFlags, TopologySpec, UdpEcho, eventually, ping, tcp_connect, udp_exchange,
 };
@@ -18,7 +18,6 @@ const ONE_TRY: Duration = Duration::from_millis(120);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// Reached by the wire, and answers nothing.
 const SILENT: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
-const BOTH: [WithHook; 2] = [WithHook::Xdp, WithHook::Tc];
 
 /// Of `TIMEOUTS`.
 const FIN: Duration = Duration::from_secs(3);
@@ -78,7 +77,7 @@ fn peers(server: &TcpEcho, count: usize) -> BTreeSet<SocketAddr> {
 
 #[test]
 fn a_closed_or_reset_connections_port_is_held_towards_its_destination_and_free_at_once_towards_others() {
-    for hook in BOTH {
+    under_both(|hook| {
         let edge = start(hook);
         let check = HookCheck::begin(&edge, hook).unwrap();
         let (guest, internet) = (edge.topology.guest("vm1"), edge.topology.internet());
@@ -105,7 +104,7 @@ fn a_closed_or_reset_connections_port_is_held_towards_its_destination_and_free_a
             drop((held, elsewhere));
         }
         check.end(&edge).unwrap();
-    }
+    });
 }
 
 /// The public ports of the SYNs that went to a destination so far, in order.
@@ -117,7 +116,7 @@ fn syns(wire: &Sniffer, destination: SocketAddr) -> Vec<u16> {
 
 #[test]
 fn a_half_open_connections_port_is_held_for_its_timer_which_retransmissions_do_not_prolong() {
-    for hook in BOTH {
+    under_both(|hook| {
         let edge = start(hook);
         let check = HookCheck::begin(&edge, hook).unwrap();
         let guest = edge.topology.guest("vm1");
@@ -149,12 +148,12 @@ fn a_half_open_connections_port_is_held_for_its_timer_which_retransmissions_do_n
         assert_eq!(port, sent[0], "{hook:?}: the first that expired");
         assert_eq!(wire.lost(), 0);
         check.end(&edge).unwrap();
-    }
+    });
 }
 
 #[test]
 fn an_idle_udp_sockets_port_is_held_for_the_idle_time_and_until_then_serves_that_socket_towards_everyone() {
-    for hook in BOTH {
+    under_both(|hook| {
         let edge = start(hook);
         let check = HookCheck::begin(&edge, hook).unwrap();
         let (guest, internet) = (edge.topology.guest("vm1"), edge.topology.internet());
@@ -183,5 +182,5 @@ fn an_idle_udp_sockets_port_is_held_for_the_idle_time_and_until_then_serves_that
         println!("{hook:?} UDP: free again after {took:?} of {UDP:?}");
         assert!(took + EARLY >= UDP && took <= UDP + UDP / 8 + LATE, "{hook:?}: {took:?}");
         check.end(&edge).unwrap();
-    }
+    });
 }

@@ -3,13 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook};
+use portcullis_tests::edge::{Edge, HookCheck, LabPolicy, WithHook, under_both};
 use portcullis_tests::lab::{Craft, Frame, RawSender, Sniffer, TcpFlags, TopologySpec, ping, udp_socket};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const FRONTEND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const BOTH: [WithHook; 2] = [WithHook::Xdp, WithHook::Tc];
 const TIMEOUTS: &str = "timeouts: { tcpEstablishedSeconds: 2, udpSeconds: 2 }\n";
 /// More than three times the idle time, and than the eighth more that a mapping has.
 const PERIOD: Duration = Duration::from_millis(6500);
@@ -42,7 +41,7 @@ fn for_a_while(mut keep: impl FnMut(u32)) -> u32 {
 
 #[test]
 fn udp_datagrams_of_one_direction_hold_the_port_and_a_silent_socket_loses_it() {
-    for hook in BOTH {
+    under_both(|hook| {
         let edge = start(hook);
         let check = HookCheck::begin(&edge, hook).unwrap();
         let (guest, internet) = (edge.topology.guest("vm1"), edge.topology.internet());
@@ -78,7 +77,7 @@ fn udp_datagrams_of_one_direction_hold_the_port_and_a_silent_socket_loses_it() {
         assert!(silent.recv_from(&mut buffer).is_err(), "{hook:?}: silence holds nothing");
         assert_eq!(edge.reason("no_flow").unwrap(), before + 1, "{hook:?}");
         check.end(&edge).unwrap();
-    }
+    });
 }
 
 /// Both ends of connections made of frames alone: a kernel that has a socket acknowledges whatever comes, so no real
@@ -125,7 +124,7 @@ impl Ends<'_> {
 
 #[test]
 fn tcp_segments_of_one_direction_hold_the_connection_and_a_silent_one_is_lost() {
-    for hook in BOTH {
+    under_both(|hook| {
         let edge = start(hook);
         let (guest, internet) = (edge.topology.guest("vm2"), edge.topology.internet());
         let spec = edge.topology.guest_spec("vm2").clone();
@@ -156,5 +155,5 @@ fn tcp_segments_of_one_direction_hold_the_connection_and_a_silent_one_is_lost() 
         assert!(!late, "{hook:?}: silence holds nothing");
         assert_eq!(edge.reason("no_flow").unwrap(), before + 1, "{hook:?}");
         check.end(&edge).unwrap();
-    }
+    });
 }
