@@ -10,7 +10,7 @@ use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::family::V4;
 use portcullis_common::flow;
-use portcullis_tests::backend::{Backend as _, Gateway, HostBackend, KernelBackend};
+use portcullis_tests::backend::{Action, At, Backend, Gateway, HostBackend, KernelBackend};
 use portcullis_tests::lab::{Craft, TcpFlags};
 use portcullis_tests::release::release;
 
@@ -161,6 +161,39 @@ fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_in_the_k
                     records.find(|(_, r)| r.key.network == network && r.key.source_port == source.to_be());
                 release(|i| table.slot(i), forward.expect("it was claimed").0);
             });
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// Every one of 1,024 inside sockets, or echo identifiers, gets a port, the last as the first; one more does not.
+fn fill_by_socket(backend: &mut dyn Backend) {
+    let name = backend.name();
+    let craft = Craft::new([2, 0, 0, 0, 0, 1], [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], DESTINATION);
+    let udp = |socket| craft.udp(socket, 53, b"");
+    let echo = |socket| craft.echo_request(socket, 1, b"");
+    // Where the port, or the identifier, stands in the frame.
+    for (what, at, frame) in [("UDP", 34, &udp as &dyn Fn(u16) -> Vec<u8>), ("echo", 38, &echo)] {
+        let mut taken = BTreeSet::new();
+        for socket in 0..PORTS {
+            let out = backend.run(At::Ingress("vm1"), &frame(STAYS + socket)).unwrap();
+            assert_eq!(out.action, Action::Send, "{name}, {what}: refused with {socket} of {PORTS} taken");
+            let port = u16::from_be_bytes([out.frame[at], out.frame[at + 1]]);
+            assert!(taken.insert(port), "{name}, {what}: {port} twice");
+            assert!(backend.gateway().owns("vm1/ipconfig1", [203, 0, 113, 10].into(), port));
+        }
+        let out = backend.run(At::Ingress("vm1"), &frame(STAYS + PORTS)).unwrap();
+        assert_eq!(out.action, Action::Drop, "{name}, {what}: all are taken");
+    }
+}
+
+#[test]
+fn every_socket_and_every_echo_identifier_gets_a_port_of_its_own_down_to_the_last() {
+    fill_by_socket(&mut HostBackend::new(POLICY).unwrap());
+    for hook in [Hook::Xdp, Hook::Tc] {
+        KernelBackend::with(POLICY, &["vm1", "uplink"], hook, |backend| {
+            fill_by_socket(backend);
             Ok(())
         })
         .unwrap();
