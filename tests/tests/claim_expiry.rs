@@ -9,6 +9,7 @@ use portcullis_common::engine::Hook;
 use portcullis_tests::backend::{Backend as _, KernelBackend};
 use portcullis_tests::lab::{Craft, TcpFlags};
 
+/// Flows that are half open must not end while a busy machine lets a thread wait.
 const POLICY: &str = r#"
 virtualNetworks:
   - name: lab
@@ -23,6 +24,7 @@ loadBalancers:
     backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }]
     outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
 uplinks: [{ device: uplink }]
+timeouts: { tcpHalfOpenSeconds: 3600 }
 "#;
 const PORTS: u16 = 1024;
 /// Of each CPU in a round: almost the block.

@@ -12,6 +12,7 @@ use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend}
 use portcullis_tests::lab::{Craft, TcpFlags};
 use portcullis_tests::release::release;
 
+/// Flows that are half open must not end while a busy machine lets a thread wait.
 const POLICY: &str = r#"
 virtualNetworks:
   - name: lab
@@ -26,6 +27,7 @@ loadBalancers:
     backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }]
     outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
 uplinks: [{ device: uplink }]
+timeouts: { tcpHalfOpenSeconds: 3600 }
 "#;
 
 const MEMBER: &str = "vm1/ipconfig1";
