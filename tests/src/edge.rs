@@ -28,6 +28,19 @@ impl WithHook {
     }
 }
 
+/// Runs a test under either hook, both at once, each in a lab of its own: for tests that mostly wait.
+///
+/// # Panics
+/// If one of them does; its message is above.
+pub fn under_both(work: impl Fn(WithHook) + Sync) {
+    std::thread::scope(|scope| {
+        for hook in [WithHook::Xdp, WithHook::Tc] {
+            let work = &work;
+            scope.spawn(move || work(hook));
+        }
+    });
+}
+
 /// Ready within this, or the test fails with the daemon's log.
 const READY: Duration = Duration::from_secs(30);
 

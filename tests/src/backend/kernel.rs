@@ -26,6 +26,17 @@ impl KernelBackend {
         hook: Hook,
         work: impl FnOnce(&mut KernelBackend) -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
+        Self::with_table(yaml, devices, hook, 1 << 14, work)
+    }
+
+    /// The same with a flow table of so many buckets.
+    pub fn with_table<T: Send>(
+        yaml: &str,
+        devices: &[&str],
+        hook: Hook,
+        flow_buckets: u32,
+        work: impl FnOnce(&mut KernelBackend) -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
         let namespace = Namespace::create("table")?;
         let bpffs = BpfFs::mount()?;
         for (number, device) in devices.iter().enumerate() {
@@ -41,7 +52,7 @@ impl KernelBackend {
             let gateway = Gateway::compile(yaml, |name| indices.get(name).copied())?;
             let mut datapath = Datapath::open(
                 &bpffs.path().join("portcullis"),
-                &LoadOptions { flow_buckets: 1 << 14, ..Default::default() },
+                &LoadOptions { flow_buckets, ..Default::default() },
             )?;
             datapath.install(&gateway.image())?;
             for (index, hop) in gateway.next_hops() {

@@ -20,6 +20,8 @@
 mod bpffs;
 mod craft;
 mod craft6;
+mod crowd;
+mod crowd_echo;
 mod daemon;
 mod forwarder;
 mod frame;
@@ -46,6 +48,8 @@ mod tests;
 pub use bpffs::{BpfFs, ScratchDir};
 pub use craft::{Craft, Mac, TcpFlags};
 pub use craft6::{ALL_NODES, Craft6, solicited_node};
+pub use crowd::{Crowd, Word};
+pub use crowd_echo::{CrowdEcho, Heard};
 pub use daemon::{Daemon, DaemonSpec};
 pub use forwarder::Forwarder;
 pub use frame::{Arp, Checksum, Checksums, Frame, Ip, Transport};

@@ -209,11 +209,16 @@ pub fn tcp_connect(
 
 /// Starts connecting without waiting, in the calling thread's namespace.
 pub(super) fn begin_connect(source_port: Option<u16>, destination: SocketAddr) -> io::Result<OwnedFd> {
+    begin_connect_from(source_port.map(|port| any_address(destination, port)), destination)
+}
+
+/// The same from an address of the namespace's own; port 0 lets the kernel choose.
+pub(super) fn begin_connect_from(source: Option<SocketAddr>, destination: SocketAddr) -> io::Result<OwnedFd> {
     let fd = stream_socket(destination)?;
-    if let Some(port) = source_port {
+    if let Some(source) = source {
         // A port whose last connection is in TIME-WAIT may be used again, as a test that repeats itself does.
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(any_address(destination, port)))?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(source))?;
     }
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(destination)) {
         Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(fd),

@@ -1,12 +1,13 @@
 //! Traffic: what servers see and clients are told.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::super::{
-    HttpServer, IperfOptions, TcpEcho, TcpHold, UdpEcho, bits_per_second, curl, eventually, iperf3,
-    tcp_exchange, udp_exchange,
+    Crowd, CrowdEcho, HttpServer, IperfOptions, TcpEcho, TcpHold, UdpEcho, bits_per_second, curl, eventually,
+    iperf3, tcp_exchange, udp_exchange,
 };
 use super::{NEVER, Pair, SOON, needs_root};
 
@@ -24,6 +25,34 @@ fn a_tcp_server_sees_the_address_and_port_of_its_peer() {
     let second = tcp_exchange(&pair.near, None, server.address(), &large, SOON).expect("a large echo");
     assert_eq!(server.peers(), [outcome.local, second.local]);
     assert!(eventually(SOON, || server.open_connections() == 0));
+}
+
+#[test]
+fn each_of_a_crowd_hears_its_own_word_and_who_leaves_is_gone() {
+    needs_root!();
+    let pair = Pair::create();
+    let server = CrowdEcho::start(&pair.far, Pair::far_socket(80)).expect("a server");
+    let crowd = Crowd::new(&pair.near).expect("a crowd");
+    let sources: Vec<(u32, SocketAddr)> =
+        (0..300).map(|number| (number % 100, SocketAddr::new(Pair::NEAR, 0))).collect();
+    crowd.connect(&sources, Pair::far_socket(80)).expect("they connect");
+    assert_eq!(crowd.settle(SOON, 300).expect("and are counted"), 300);
+    let expected: BTreeMap<u32, usize> = (0..100).map(|who| (who, 3)).collect();
+    assert_eq!(crowd.established(), expected);
+    assert_eq!(crowd.echo(SOON).expect("they speak"), expected);
+    let heard = server.heard();
+    assert_eq!((heard.open.len(), heard.mixed.len()), (300, 0));
+    assert!(heard.open.values().all(|word| Crowd::who(*word) < 100));
+
+    crowd.close_below(40);
+    assert_eq!(crowd.echo(SOON).expect("the others speak").len(), 60);
+    assert!(eventually(SOON, || server.heard().open.len() == 180), "{:?}", server.heard().open.len());
+    assert!(server.heard().open.values().all(|word| Crowd::who(*word) >= 40));
+
+    // Nobody listens there: begun, refused, and not counted.
+    let before = crowd.settle(NEVER, 181).expect("they are counted");
+    crowd.connect(&[(500, SocketAddr::new(Pair::NEAR, 0))], Pair::far_socket(81)).expect("it is begun");
+    assert_eq!(crowd.settle(NEVER, before + 1).expect("they are counted"), 180);
 }
 
 #[test]
