@@ -16,7 +16,10 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     let reason =
         if ctx.refused == Reason::SnatRefused as u8 { Reason::SnatRefused } else { Reason::SnatExhausted };
     env.count(reason, ctx.length);
-    env.event(ctx, reason);
+    // Told once per look through the ports: who retries would use up what the others may tell.
+    if reason == Reason::SnatExhausted {
+        env.event(ctx, reason);
+    }
     let Some(control) = env.control() else { return Verdict::Drop };
     // SAFETY: the control element lives as long as the map.
     let settings = forward::settings(unsafe { &*control }, ctx.generation);

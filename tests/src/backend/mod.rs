@@ -187,8 +187,9 @@ impl Gateway {
         }
     }
 
-    /// Does `member` (`vm1/ipconfig1`) own this port of this public address?
+    /// Does `member` (`vm1/ipconfig1`) own this port of this public address, for TCP and for UDP?
     pub fn owns(&self, member: &str, address: std::net::Ipv4Addr, port: u16) -> bool {
-        self.compiled.ownership.owner(address, port) == Some(member)
+        let owner = |protocol| self.compiled.ownership.owner(address.into(), protocol, port);
+        [6, 17].into_iter().all(|protocol| owner(protocol).is_some_and(|owner| owner.member == member))
     }
 }
