@@ -98,9 +98,29 @@ fn load_balancing_rules_give_their_pool_the_tier_of_its_size() {
     let large = said(&pool(1001, A, &balancer(""), DEFAULT_D));
     assert!(large.contains("no default allocation for the 1001 members of pool `p`"), "{large}");
     assert!(large.contains("`disableOutboundSnat: true`"), "{large}");
-    // Two pools on one frontend share it.
-    let two = "    frontendIPConfigurations: [{ name: a, publicIPAddress: a }]\n    outboundRules: [{ name: out, frontendIPConfigurations: [a], backendAddressPool: p, protocol: Udp, allocatedOutboundPorts: 64000 }]\n    loadBalancingRules: [{ name: r, frontendIPConfiguration: a, backendAddressPool: p, protocol: Tcp, frontendPort: 80, disableOutboundSnat: true }]\n";
-    assert_eq!(said(&pool(1, A, two, DEFAULT_D)), "");
+    // An outbound rule for Udp leaves the Tcp ports of its frontend alone, but not the frontend.
+    let udp = format!(
+        "{}    outboundRules: [{{ name: out, frontendIPConfigurations: [a], backendAddressPool: p, protocol: Udp, allocatedOutboundPorts: 64000 }}]\n",
+        balancer(", disableOutboundSnat: true")
+    );
+    assert_eq!(said(&pool(1, A, &udp, DEFAULT_D)), "");
+}
+
+#[test]
+fn pools_that_share_a_frontend_share_its_ports() {
+    let rules = "    loadBalancingRules:\n      - { name: r, frontendIPConfiguration: a, backendAddressPool: p, protocol: Tcp, frontendPort: 80 }\n      - { name: s, frontendIPConfiguration: a, backendAddressPool: q, protocol: Tcp, frontendPort: 81 }\n";
+    let two = |announce: &str, rules: &str| {
+        let text = pool(50, &A.replace("proxy", announce), &format!("{FE_A}{rules}"), DEFAULT_D);
+        text.replacen(", m25,", "] }, { name: q, backendIPConfigurations: [m25,", 1)
+    };
+    assert_eq!(said(&two("proxy", rules)), "");
+    let text = said(&two("address", rules));
+    assert!(
+        text.contains("load balancing rule r, load balancing rule s need 51200 ports together, the frontend they share has 36280"),
+        "{text}"
+    );
+    // Tcp and Udp are counted apart.
+    assert_eq!(said(&two("address", &rules.replacen("q, protocol: Tcp", "q, protocol: Udp", 1))), "");
 }
 
 #[test]
