@@ -186,10 +186,13 @@ fn every_rest_example_with_a_resource_becomes_a_policy_that_passes_check() {
         ("backendAddressPools", 2),
         ("defaultSecurityRules", 7),
         ("frontendIPConfigurations", 2),
+        ("inboundNatRules", 4),
         ("loadBalancers", 11),
+        ("loadBalancingRules", 2),
         ("networkInterfaces", 6),
         ("networkSecurityGroups", 7),
         ("outboundRules", 2),
+        ("probes", 2),
         ("publicIPAddresses", 8),
         ("publicIPPrefixes", 8),
         ("securityRules", 3),
@@ -210,53 +213,68 @@ fn all_62_load_balancers_become_policies_that_pass_check() {
         let loaded = checked(&name, &imported.yaml);
         *carried.entry("loadBalancers").or_default() += loaded.network.load_balancers.len();
         let source: Value = serde_json::from_slice(&bytes).unwrap();
-        for (list, count) in [
-            ("frontendIPConfigurations", count(&loaded.network.load_balancers, |lb| lb.frontends.len())),
-            ("backendAddressPools", count(&loaded.network.load_balancers, |lb| lb.pools.len())),
-            ("outboundRules", count(&loaded.network.load_balancers, |lb| lb.outbound_rules.len())),
-            ("loadBalancingRules", count(&loaded.network.load_balancers, |lb| lb.rules.len())),
-            ("probes", count(&loaded.network.load_balancers, |lb| lb.probes.len())),
+        let built = &loaded.network.load_balancers;
+        for (list, parts) in [
+            (&["frontendIPConfigurations"][..], count(built, |lb| lb.frontends.len())),
+            (&["backendAddressPools"], count(built, |lb| lb.pools.len())),
+            (&["outboundRules"], count(built, |lb| lb.outbound_rules.len())),
+            (&["loadBalancingRules"], count(built, |lb| lb.rules.len())),
+            (&["inboundNatRules", "inboundNatPools"], count(built, |lb| lb.nat_rules.len())),
+            (&["probes"], count(built, |lb| lb.probes.len())),
         ] {
-            *carried.entry(list).or_default() += count;
-            *given.entry(list).or_default() += told(&imported, &source, list, count, &name);
+            *carried.entry(list[0]).or_default() += parts;
+            let (items, lost) = list.iter().fold((0, 0), |sum, list| {
+                let (items, lost) = told(&imported, &source, list);
+                (sum.0 + items, sum.1 + lost)
+            });
+            *given.entry(list[0]).or_default() += items;
+            assert!(parts + lost >= items, "{name}: {list:?}: {parts} of {items} carried over, {lost} told");
         }
-        let nat = count(&loaded.network.load_balancers, |lb| lb.nat_rules.len());
-        *carried.entry("inboundNatRules and inboundNatPools").or_default() += nat;
-        let lists = ["inboundNatRules", "inboundNatPools"];
-        *given.entry("inboundNatRules and inboundNatPools").or_default() +=
-            lists.iter().map(|list| told(&imported, &source, list, 0, &name)).sum::<usize>();
     }
     println!("carried over {carried:?} of {given:?}");
     let expected = [
         ("backendAddressPools", 63),
         ("frontendIPConfigurations", 52),
-        ("inboundNatRules and inboundNatPools", 0),
+        // Rules of the 11 frontends that stand inside a network are not carried over, nor are 29 NAT rules that no ip
+        // configuration of the input leads to: machines are in other files.
+        ("inboundNatRules", 12),
         ("loadBalancers", 62),
-        ("loadBalancingRules", 0),
+        ("loadBalancingRules", 39),
         // One of three names one of two frontends by a variable that cannot be resolved.
         ("outboundRules", 2),
-        ("probes", 0),
+        ("probes", 51),
     ];
     assert_eq!(carried, BTreeMap::from(expected));
+    let expected = [
+        ("backendAddressPools", 63),
+        ("frontendIPConfigurations", 63),
+        ("inboundNatRules", 61),
+        ("loadBalancingRules", 74),
+        ("outboundRules", 3),
+        ("probes", 51),
+    ];
+    assert_eq!(given, BTreeMap::from(expected), "what the inputs have");
 }
 
 fn count(balancers: &[LoadBalancer], part: fn(&LoadBalancer) -> usize) -> usize {
     balancers.iter().map(part).sum()
 }
 
-/// How many items a list of the source has. Those that are missing in the policy are told, at their own place.
-fn told(imported: &Imported, source: &Value, list: &str, carried: usize, name: &str) -> usize {
-    let items = source["resource_resolved"]["properties"][list].as_array().map_or(0, Vec::len);
+/// How many items a list of the source has, and how many of them are told at their own place.
+fn told(imported: &Imported, source: &Value, list: &str) -> (usize, usize) {
+    let properties = source["resource_resolved"]["properties"].as_object().unwrap();
+    let Some((key, items)) = properties.iter().find(|(key, _)| key.eq_ignore_ascii_case(list)) else {
+        return (0, 0);
+    };
+    let items = items.as_array().map_or(0, Vec::len);
     let lost = (0..items)
         .filter(|at| {
-            let path = format!("$.resource_resolved.properties.{list}[{at}]");
-            imported.report.items.iter().any(|item| {
-                item.level > Level::Note && (item.path == path || item.path.starts_with(&format!("{path}.")))
-            })
+            let path = format!("$.resource_resolved.properties.{key}[{at}]");
+            let at_it = |place: &str| place == path || place.starts_with(&format!("{path}."));
+            imported.report.items.iter().any(|item| item.level > Level::Note && at_it(&item.path))
         })
         .count();
-    assert!(carried == 0 || carried + lost >= items, "{name}: {list}: {carried} of {items}, {lost} told");
-    items
+    (items, lost)
 }
 
 /// Every object of a document, by JSON path as the report writes it.

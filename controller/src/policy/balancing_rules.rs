@@ -139,7 +139,7 @@ fn resolve_one(
     let probe = rule.probe.as_ref().map(|text| probes.take(text, problems));
     let v6 = frontend.and_then(|at| parts.frontends.is_v6(at));
     if let (Some(v6), Some(text), Some(pool)) = (v6, &rule.pool, pool) {
-        parts.pools.warn_no_family(text, pool, v6, parts.interfaces, problems);
+        parts.pools.warn_no_family(text, pool, v6, problems);
     }
     let (frontend, protocol) = (frontend?, rule.protocol.as_ref()?.value);
     let port = rule.frontend_port.as_ref()?;

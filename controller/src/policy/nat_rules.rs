@@ -148,8 +148,8 @@ fn resolve_one(
             listen(range, first.span);
             let pool = parts.pools.find(text, problems)?;
             if let Some(v6) = v6 {
-                parts.pools.warn_no_family(text, pool, v6, parts.interfaces, problems);
-                let members = parts.pools.count(pool, v6, parts.interfaces);
+                parts.pools.warn_no_family(text, pool, v6, problems);
+                let members = parts.pools.count(pool, v6);
                 let ports = usize::from(range.1 - range.0) + 1;
                 if ports < members {
                     problems

@@ -129,7 +129,7 @@ fn resolve_one(
     let v6 = one_family(&frontends, &spans, parts, problems);
     let pool = rule.pool.as_ref().and_then(|text| parts.pools.find(text, problems));
     if let (Some(v6), Some(text), Some(pool)) = (v6, &rule.pool, pool) {
-        parts.pools.warn_no_family(text, pool, v6, parts.interfaces, problems);
+        parts.pools.warn_no_family(text, pool, v6, problems);
     }
     let name = rule.name.as_ref()?;
     let place = Place {

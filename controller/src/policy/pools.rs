@@ -34,6 +34,8 @@ pub struct Pools {
     names: Names,
     pub built: Vec<network::BackendPool>,
     pub places: Vec<Place>,
+    /// For each pool its IPv4 and its IPv6 members.
+    counts: Vec<[usize; 2]>,
 }
 
 /// Where a pool and its members stand.
@@ -49,20 +51,13 @@ impl Pools {
     }
 
     /// How many members of a family a pool has.
-    pub fn count(&self, pool: usize, v6: bool, interfaces: &Interfaces) -> usize {
-        of_family(&self.built[pool].members, v6, |member| interfaces.address(member))
+    pub fn count(&self, pool: usize, v6: bool) -> usize {
+        self.counts[pool][usize::from(v6)]
     }
 
     /// Says that a rule serves nobody for want of members of its frontends' family.
-    pub fn warn_no_family(
-        &self,
-        pool: &Text,
-        index: usize,
-        v6: bool,
-        interfaces: &Interfaces,
-        problems: &mut Problems,
-    ) {
-        if !self.built[index].members.is_empty() && self.count(index, v6, interfaces) == 0 {
+    pub fn warn_no_family(&self, pool: &Text, index: usize, v6: bool, problems: &mut Problems) {
+        if !self.built[index].members.is_empty() && self.count(index, v6) == 0 {
             let family = super::frontends::family(v6);
             problems
                 .warning(pool.span, format!("pool `{}` has no {family} member for this rule", pool.value))
@@ -82,7 +77,7 @@ pub fn resolve(
     problems: &mut Problems,
 ) -> Pools {
     let names = Names::new("backend pool of this load balancer");
-    let mut pools = Pools { names, built: Vec::new(), places: Vec::new() };
+    let mut pools = Pools { names, built: Vec::new(), places: Vec::new(), counts: Vec::new() };
     for (index, pool) in read.iter().enumerate() {
         let name = pool.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
         let span = pool.name.as_ref().map(|name| name.span).unwrap_or_default();
@@ -91,6 +86,8 @@ pub fn resolve(
             register.add(&["loadBalancers", balancer, "backendAddressPools", &name], text.span);
         }
         let (members, spans) = resolve_members(&name, &pool.members, interfaces, problems);
+        let count = |v6| of_family(&members, v6, |member| interfaces.address(member));
+        pools.counts.push([false, true].map(count));
         pools.built.push(network::BackendPool { name, members });
         pools.places.push(Place { name: span, members: spans });
     }

@@ -1,6 +1,8 @@
 //! `examples/two-networks.yaml` with small changes, and what is said about them.
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
+pub mod balanced;
+
 use portcullis::policy::{self, Diagnostic, Diagnostics, Loaded, Severity};
 
 pub const BASE: &str = include_str!("../../../examples/two-networks.yaml");
@@ -9,7 +11,12 @@ pub type Changes<'a> = &'a [(&'a str, &'a str)];
 
 /// The example with replacements; every one must occur.
 pub fn changed(changes: Changes<'_>) -> String {
-    let mut text = BASE.to_owned();
+    replaced(BASE, changes)
+}
+
+/// A policy with replacements; every one must occur.
+pub fn replaced(base: &str, changes: Changes<'_>) -> String {
+    let mut text = base.to_owned();
     for (from, to) in changes {
         assert!(text.contains(from), "the example has no {from:?}");
         text = text.replacen(from, to, 1);
@@ -40,16 +47,6 @@ pub fn warned(changes: Changes<'_>, at: &str, message: &str, help: &str) -> Load
     let loaded = policy::parse("policy.yaml", &text).unwrap_or_else(|findings| panic!("{findings}"));
     one(&loaded.warnings, Severity::Warning, &text, at, message, help);
     loaded
-}
-
-/// Asserts the only error of a text.
-pub fn one_error(findings: &Diagnostics, text: &str, at: &str, message: &str, help: &str) {
-    one(findings, Severity::Error, text, at, message, help);
-}
-
-/// Asserts the only warning of a text.
-pub fn one_warning(findings: &Diagnostics, text: &str, at: &str, message: &str, help: &str) {
-    one(findings, Severity::Warning, text, at, message, help);
 }
 
 /// The places a finding shows besides its caret: the text that stands there.

@@ -189,6 +189,8 @@ pub struct Probe {
 
 #[derive(Debug)]
 pub struct BalancingRule {
+    /// Which rule of the load balancer in the input this is.
+    pub source: usize,
     pub name: String,
     pub frontend: usize,
     pub pool: usize,

@@ -29,6 +29,7 @@ pub mod report;
 mod rules;
 mod sources;
 mod yaml;
+mod yaml_balancers;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -55,12 +55,13 @@ pub fn plan(
     let probes = probes(built, balancer, parts, report);
     let mut listeners = Listeners::default();
     let mut names = Unique::default();
-    for rule in &balancer.rules {
+    for (source, rule) in balancer.rules.iter().enumerate() {
         match resolve_rule(built, rule, parts, &probes, &mut listeners, report) {
             Ok(mut resolved) => {
                 resolved.name = names.take(&rule.named.name, "rule");
                 renamed(&rule.named, &resolved.name, report);
                 resolved.flow = flow(&rule.flow, &rule.named, timeouts, report);
+                resolved.source = source;
                 built.rules.push(resolved);
             }
             Err(loss) => lost(&rule.named, loss, report),
@@ -182,6 +183,7 @@ fn resolve_rule(
         }
     }
     Ok(draft::BalancingRule {
+        source: 0,
         name: String::new(),
         frontend,
         pool,

@@ -168,11 +168,10 @@ fn by_rules(
     for (at, why) in disable {
         let rule = &mut built.rules[at];
         rule.disable_outbound_snat = true;
-        // Rules were carried over in their order, some of them not; the name says which one it was.
-        let title = format!("{}/loadBalancingRules/{}", balancer.named.title, rule.name);
+        let named = &balancer.rules[rule.source].named;
         let why = format!("{why}: `disableOutboundSnat: true` is written");
         let action = "see by which way its members leave";
-        report.add(Level::Warning, &balancer.named.place, &title, "disableOutboundSnat", why, action);
+        report.add(Level::Warning, &named.place, &named.title, "disableOutboundSnat", why, action);
     }
 }
 
