@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
+use super::drains::occupied;
 use super::image::{attach_plan, policy_image};
 use super::plan::{self, Plan};
 use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
@@ -63,7 +64,7 @@ pub struct Gateway {
     host: Host,
     journal: Journal,
     state: StateDir,
-    ownership: Ownership,
+    pub(super) ownership: Ownership,
     /// Drivers that refused our XDP program, and how.
     refused: BTreeMap<String, String>,
     attached: BTreeSet<(u32, Hook)>,
@@ -84,7 +85,7 @@ impl Gateway {
         let loaded = Arc::new(loaded);
         let view = plan::look(&host, &journal).await?;
         let plan = block_in_place(|| {
-            plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            plan::plan(view.clone(), &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
         let mut load = LoadOptions::for_flows(
             loaded.network.flow_table.max_flows,
@@ -99,6 +100,16 @@ impl Gateway {
             log::warn!("{note}");
         }
         let adopted = datapath.adopted();
+        let plan = if adopted {
+            // Only now is it known which ports live flows stand on.
+            block_in_place(|| {
+                let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                let view = occupied(view, &saved.ownership, tables);
+                plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            })?
+        } else {
+            plan
+        };
         let started = Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
         let (datapath, plan, prepared, world, refused) = match started {
             Ok(started) => started,
@@ -176,6 +187,8 @@ impl Gateway {
                     refused.insert(device, format!("{:#}", error.root_cause()));
                     let view = plan::look(host, journal).await?;
                     plan = block_in_place(|| {
+                        let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                        let view = occupied(view, &saved.ownership, tables);
                         plan::plan(view, loaded, &saved.registry, &saved.ownership, generation, &refused)
                     })?;
                 }
@@ -261,6 +274,7 @@ impl Gateway {
         let plan = {
             let registry = self.shared.registry().clone();
             block_in_place(|| {
+                let view = occupied(view, &self.ownership, self.shared.flow_tables());
                 plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)
             })?
         };

@@ -2,6 +2,7 @@
 
 mod kill;
 mod list;
+mod occupancy;
 mod reaper;
 mod snat;
 
@@ -9,5 +10,6 @@ pub use kill::{Ended, Selection, flush, kill};
 pub use list::{
     Flow, FlowEnds, FlowList, Pair, address, end, list, live, no_guest, protocol_name, protocol_number,
 };
+pub use occupancy::{end_on, live_units};
 pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
