@@ -3,6 +3,7 @@
 mod kill;
 mod list;
 mod reaper;
+mod reset;
 mod snat;
 
 pub use kill::{Ended, Selection, flush, kill};
