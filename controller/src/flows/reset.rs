@@ -58,7 +58,9 @@ pub fn resets(table: &FlowTable, index: u32, record: &HalfRecord, now: u32) -> O
     }
     let peer = table.read(record.peer)?;
     let other = Ctl(peer.ctl);
-    if other.phase() != LIVE || other.generation() != ctl.generation() || state(other.tcp()) != State::Established
+    if other.phase() != LIVE
+        || other.generation() != ctl.generation()
+        || state(other.tcp()) != State::Established
     {
         return None;
     }

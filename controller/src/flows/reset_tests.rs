@@ -85,7 +85,8 @@ fn told(table: &FlowTable, what: Put, tcp: u8, flags: u8, phase: u8, ago: u32) -
         }
     }
     let mut told = Vec::new();
-    let swept = table.sweep(now, |index, record| told.extend(resets(table, index, record, now).into_iter().flatten()));
+    let swept = table
+        .sweep(now, |index, record| told.extend(resets(table, index, record, now).into_iter().flatten()));
     assert_eq!(swept.freed, 2, "both halves are freed, whatever is said of them");
     told
 }
@@ -97,14 +98,18 @@ fn an_established_flow_that_idles_out_is_told_to_both_sides_once_and_no_other_fl
     with_tables(|flows, _| {
         let told_of = |tcp, flags, phase, ago| told(flows, FLOW, tcp, flags, phase, ago);
         let guest = ("10.0.0.4".parse().unwrap(), 40000);
-        let (server, public) =
-            (("198.51.100.1".parse().unwrap(), 443), ("203.0.113.10".parse().unwrap(), 1024));
+        let server = ("198.51.100.1".parse().unwrap(), 443);
+        let public: IpAddr = "203.0.113.10".parse().unwrap();
         // The reverse half of the table's flow keeps the guest's port in its key; addresses are what matters here.
         let both = told_of(ESTABLISHED, FLAG_RESET, LIVE, 10);
         assert_eq!(both.len(), 2, "{both:?}");
-        assert_eq!((both[0].source, both[0].destination), (server, guest), "the server, as the guest knows it");
+        assert_eq!(
+            (both[0].source, both[0].destination),
+            (server, guest),
+            "the server, as the guest knows it"
+        );
         assert_eq!((both[0].sequence, both[0].acknowledgement, both[0].next_hop), (1000, 2000, 7));
-        assert_eq!(both[1].source.0, public.0, "the guest, as the server knows it");
+        assert_eq!(both[1].source.0, public, "the guest, as the server knows it");
         assert_eq!(both[1].destination.0, server.0);
         assert_eq!((both[1].sequence, both[1].acknowledgement, both[1].next_hop), (2000, 1000, 2));
 

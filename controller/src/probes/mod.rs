@@ -25,4 +25,6 @@ pub use check::Failure;
 pub use health::{Book, FILE, Health};
 pub use interface::{PROBER_MAC, Prober, is_prober, probers, with_probers};
 pub use prober::Probers;
+#[cfg(test)]
+pub use targets::tests::balanced as balanced_policy;
 pub use targets::{Target, down_name, targets};

@@ -71,7 +71,7 @@ pub fn targets(network: &Network) -> Vec<Target> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub mod tests {
     use super::*;
     use crate::policy::network::{
         Announce, BackendPool, Distribution, Frontend, Hook, Interface, IpConfiguration, LoadBalancingRule,
