@@ -132,7 +132,10 @@ mod tests {
         }
         let (rules, warnings) = balanced(&network, &health);
         assert_eq!((rules.len(), warnings.len()), (3, 0));
-        assert_eq!((rules[0].rule.as_str(), rules[0].probe.as_deref()), ("lb/loadBalancingRules/http", Some("alive")));
+        assert_eq!(
+            (rules[0].rule.as_str(), rules[0].probe.as_deref()),
+            ("lb/loadBalancingRules/http", Some("alive"))
+        );
         let [down, up] = &rules[0].backends[..] else { panic!("{rules:?}") };
         assert_eq!((down.name.as_str(), down.state), ("vm-first/ip", BackendState::Down));
         assert_eq!(down.why.as_deref(), Some("no answer"));

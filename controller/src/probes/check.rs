@@ -25,7 +25,7 @@ const REST_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Failure {
-    /// Within the interval (HTTP: 30 s).
+    /// To the SYN within the interval, to the GET within 30 s.
     NoAnswer,
     Refused,
     /// Any but 200.
@@ -54,11 +54,9 @@ pub async fn check(target: &Target) -> Result<(), Failure> {
         // The handshake is all (RFC 9293 §3.5); then it is closed in good order.
         ProbeProtocol::Tcp => timed(target.interval, connect(target)).await.map(drop),
         ProbeProtocol::Http { path } => {
-            timed(HTTP_LIMIT, async {
-                let stream = connect(target).await?;
-                get(stream, path, target.address.into()).await
-            })
-            .await
+            // Whoever does not even accept need not be waited for as long as a slow answer.
+            let stream = timed(target.interval, connect(target)).await?;
+            timed(HTTP_LIMIT, get(stream, path, target.address.into())).await
         }
     }
 }
