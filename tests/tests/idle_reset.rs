@@ -53,6 +53,9 @@ fn both_ends_of_an_idle_connection_see_a_reset_if_the_rule_says_so_and_silence_i
             let spec = TopologySpec::clean_veth(1);
             let edge = Edge::start(&spec, &policy(hook, &spec, reset)).unwrap();
             let (vm, internet) = (edge.topology.guest("vm1"), edge.topology.internet());
+            // The world's client is behind the router: who is on the uplink's own link has no hardware address that the
+            // daemon knows (ADR 0003).
+            internet.ip(&format!("route add {FRONTEND}/32 dev eth0 src {SERVER}")).unwrap();
             ping(vm, IpAddr::V4(SERVER), 1, SOON).unwrap();
             let check = HookCheck::begin(&edge, hook).unwrap();
             let mut ends = Vec::from(connection(vm, internet, at(SERVER, 443), at(SERVER, 443)));
@@ -72,11 +75,8 @@ fn both_ends_of_an_idle_connection_see_a_reset_if_the_rule_says_so_and_silence_i
             let status = edge.ask(&["status"]).unwrap();
             let sent = status["reaper"]["resetsSent"].as_u64();
             assert_eq!(sent, Some(if reset { 4 } else { 0 }), "{what}");
-            assert_eq!(
-                status["flows"]["live"].as_u64().unwrap_or(9),
-                0,
-                "{what}: they have ended either way"
-            );
+            // The ping's flow lives for a minute.
+            assert!(status["flows"]["live"].as_u64().unwrap() <= 1, "{what}: they have ended either way");
         }
     }
 }
