@@ -112,7 +112,9 @@ pub fn down(places: &Places, forget: bool) -> anyhow::Result<DownReport> {
             let why = "who owns which ports, for the next start; --forget removes it".to_owned();
             report.kept.push(Left { what: file.display().to_string(), why });
         }
-        remove(&places.state_dir.join("state.json.new"), &mut report)?;
+        for file in ["state.json.new", crate::probes::FILE, "health.json.new"] {
+            remove(&places.state_dir.join(file), &mut report)?;
+        }
         state.remove()?;
     }
     remove(&places.socket, &mut report)?;

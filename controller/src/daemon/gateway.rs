@@ -25,6 +25,7 @@ use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
 use crate::observe::time::rfc3339;
 use crate::policy::Loaded;
+use crate::probes::{Book, Probers, with_probers};
 
 /// What putting a policy in force came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +62,7 @@ impl Applied {
 pub struct Gateway {
     pub shared: Arc<Shared>,
     pub world: World,
+    probers: Probers,
     host: Host,
     journal: Journal,
     state: StateDir,
@@ -83,7 +85,10 @@ impl Gateway {
         let mut journal = Journal::open(state.path())?;
         let saved = state.load()?;
         let loaded = Arc::new(loaded);
-        let view = plan::look(&host, &journal).await?;
+        let health = Arc::new(Book::open(state.path()));
+        let mut probers = Probers::new(Arc::clone(&health));
+        probers.prepare(&host, &loaded.network).await?;
+        let view = plan::look(&host, &journal).await?.with_down(health.down());
         let plan = block_in_place(|| {
             plan::plan(view.clone(), &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
@@ -130,13 +135,19 @@ impl Gateway {
         let ownership = plan.compiled.ownership.clone();
         let flows = [Arc::new(datapath.flow_table()?), Arc::new(datapath.flow_table6()?)];
         let reaper = Arc::new(ReaperCounts::default());
-        reap(&flows, &reaper).context("starting the reaper")?;
         // The mirror has added the world's next hops to the plan's ids.
         let registry = plan.registry.clone();
         let in_force =
             InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
-        let shared = Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, orders));
-        Ok(Self { shared, world, host, journal, state, ownership, refused, attached })
+        let tables = flows.clone();
+        let shared =
+            Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, health, orders));
+        let hops = Arc::clone(&shared);
+        reap(&tables, &shared.reaper, move |index| hops.datapath().next_hop(index).ok())
+            .context("starting the reaper")?;
+        let mut gateway = Self { shared, world, probers, host, journal, state, ownership, refused, attached };
+        gateway.follow_health().await;
+        Ok(gateway)
     }
 
     /// Install, prepare, mirror, attach: tables are full before a program is attached (ADR 0003).
@@ -196,10 +207,22 @@ impl Gateway {
         }
     }
 
+    /// The policy in force says what is probed, and no other device of probes stays.
+    async fn follow_health(&mut self) {
+        let in_force = self.shared.in_force();
+        let shared = Arc::clone(&self.shared);
+        let publish = Arc::new(move || shared.publish_health());
+        self.probers.follow(&self.host, &in_force.loaded.network, publish).await;
+        // What changed while the policy was compiled.
+        block_in_place(|| self.shared.publish_health());
+    }
+
     /// Puts a policy in force. On an error the one before stays.
     pub async fn apply(&mut self, file: PathBuf, loaded: Arc<Loaded>) -> Result<Applied, Refusal> {
         let began = Instant::now();
-        let view = plan::look(&self.host, &self.journal).await?;
+        self.probers.prepare(&self.host, &loaded.network).await?;
+        let down = self.shared.health.down();
+        let view = plan::look(&self.host, &self.journal).await?.with_down(down);
         let mut retries = 0;
         let (plan, prepared) = loop {
             match self.attempt(view.clone(), &loaded).await {
@@ -229,6 +252,7 @@ impl Gateway {
         let in_force = InForce::new(file.clone(), loaded, plan, warnings.clone(), waiting);
         let applied_at = rfc3339(in_force.applied_at);
         self.shared.set_in_force(in_force);
+        self.follow_health().await;
         // From here on the policy is in force; what fails now is tidying and is said, not undone.
         if let Err(error) = self.refresh_world().await {
             warnings.push(format!("routes to the world were not brought up to date: {error:#}"));
@@ -381,9 +405,10 @@ impl Gateway {
     pub async fn devices_changed(&mut self, must: bool) -> Result<bool, Refusal> {
         let in_force = self.shared.in_force();
         let view = plan::look(&self.host, &self.journal).await?;
-        let facts = plan::relevant(view.facts.clone(), &in_force.loaded);
-        let choices = hosts::choose_hooks_without(&in_force.loaded.network, &view.links, &self.refused)
-            .map_err(Refusal::Host)?;
+        let network = with_probers(&in_force.loaded.network);
+        let facts = plan::relevant(view.facts.clone(), &network);
+        let choices =
+            hosts::choose_hooks_without(&network, &view.links, &self.refused).map_err(Refusal::Host)?;
         let gone =
             must && in_force.choices.iter().any(|c| !self.attached.iter().any(|(i, _)| *i == c.ifindex));
         if facts != in_force.facts || choices != in_force.choices || gone {

@@ -19,6 +19,7 @@ use crate::hosts::{DeviceChoice, Links};
 use crate::observe::events::EventLog;
 use crate::policy::Loaded;
 use crate::policy::network::Direction;
+use crate::probes::Book;
 
 /// A policy in force and what it came to on this host. Never changed, only replaced.
 #[derive(Debug)]
@@ -222,6 +223,7 @@ pub struct Shared {
     pub flows: Arc<FlowTable>,
     pub flows6: Arc<FlowTable>,
     pub reaper: Arc<ReaperCounts>,
+    pub health: Arc<Book>,
     pub events: EventLog,
     pub orders: mpsc::Sender<Order>,
 }
@@ -235,6 +237,7 @@ impl Shared {
         in_force: InForce,
         [flows, flows6]: [Arc<FlowTable>; 2],
         reaper: Arc<ReaperCounts>,
+        health: Arc<Book>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
         Self {
@@ -249,6 +252,7 @@ impl Shared {
             flows,
             flows6,
             reaper,
+            health,
             events: EventLog::default(),
             orders,
         }
@@ -287,6 +291,21 @@ impl Shared {
     /// Another policy is in force.
     pub fn set_in_force(&self, in_force: InForce) {
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(in_force);
+    }
+
+    /// Backends that are down get no new flows, in place: the policy stays the same generation. While another comes into
+    /// force nothing is written; whoever puts it there calls this afterwards.
+    pub fn publish_health(&self) {
+        let mut datapath = self.datapath_mut();
+        let compiled = &self.in_force().compiled;
+        if datapath.generation() != compiled.generation {
+            return;
+        }
+        if let Err(error) =
+            datapath.write_pages(compiled.generation, &compiled.slot_pages(&self.health.down()))
+        {
+            log::error!("backends that are down still get new flows: {error:#}");
+        }
     }
 
     fn trouble_guard(&self) -> MutexGuard<'_, Option<Trouble>> {

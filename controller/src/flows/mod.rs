@@ -4,6 +4,7 @@ mod kill;
 mod list;
 mod occupancy;
 mod reaper;
+mod reset;
 mod snat;
 
 pub use kill::{Ended, Selection, flush, kill};

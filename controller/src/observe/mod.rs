@@ -1,5 +1,6 @@
 //! What the operator is told: status, drops, rules, and the events behind them.
 
+mod balancing;
 mod drops;
 pub mod events;
 mod rules;
