@@ -138,11 +138,21 @@ fn a_failed_probe_stops_new_flows_only_and_a_group_that_blocks_probes_is_named()
         std::thread::sleep(Duration::from_millis(200));
         assert_eq!(spread(&edge, &echo, 20), [0, 20], "{hook:?}: the guest that cannot be probed is out");
 
-        // Dropped, it all goes; and before that by `down`.
+        // The device comes and goes with the policy's probes, and goes with `down`.
         let gateway = edge.topology.gateway().clone();
-        assert!(gateway.ip("link show pcprobe1").is_ok(), "{hook:?}");
+        let device = || gateway.ip("link show pcprobe1").is_ok();
+        assert!(device(), "{hook:?}");
+        let unprobed = policy(hook, &spec, "").replace(" probe: alive,", "");
+        let (applied, said) = edge.apply(&unprobed).unwrap();
+        assert!(applied && !said.contains("pcprobe"), "{hook:?}: {said}");
+        assert!(!device() && is(&edge, "vm1", "notProbed", ""), "{hook:?}: {:?}", backends(&edge));
+        let [first, second] = spread(&edge, &echo, 40);
+        assert!(first > 0 && second > 0, "{hook:?}: {first} and {second} without a probe");
+        apply(&edge, &policy(hook, &spec, ""));
+        let before = health[0].requests().len();
+        assert!(device() && eventually(FOUND_OUT, || health[0].requests().len() > before), "{hook:?}");
         edge.daemon.down().unwrap();
-        assert!(eventually(LIMIT, || gateway.ip("link show pcprobe1").is_err()), "{hook:?}: gone with down");
+        assert!(eventually(LIMIT, || !device()), "{hook:?}: gone with down");
         let _ = held.write_all(b"x").and_then(|()| held.read(&mut [0; 1]));
     }
 }

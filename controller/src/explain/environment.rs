@@ -29,6 +29,10 @@ pub fn environment(
     env.control.settings[parity as usize] = compiled.settings;
     env.set_now(now_tick());
     env.policy[parity as usize] = compiled.host_policy();
+    // Backends that are down were taken out in place.
+    for (number, page) in compiled.slot_pages(&shared.health.down()) {
+        env.policy[parity as usize].pages[number as usize] = page;
+    }
     for device in &compiled.devices {
         env.set_device(parity, *device);
     }
