@@ -89,6 +89,7 @@ fn unit_of(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<Unit> {
 mod tests {
     use super::*;
     use crate::flows::kill::tests::{Put, TCP as FLOW, put, with_tables};
+    use portcullis_common::flow::ENDED;
     use portcullis_common::layout::{HalfRecord6, v6};
 
     /// A flow or mapping whose other half is the claim of its public port, as the datapath writes it.
@@ -150,7 +151,7 @@ mod tests {
             let left: LiveUnits = [((public, TCP, 129), 1), ((public, UDP, 251), 1)].into();
             assert_eq!(live_units(tables), left);
             for slot in [0, 1, 2, 3, 6, 7, 8, 9, 12, 13] {
-                assert!(!flows.is_alive(&flows.read(slot).unwrap(), now_tick()), "slot {slot}");
+                assert_eq!(flows.ctl(slot).phase(), ENDED, "slot {slot}");
             }
         });
     }
