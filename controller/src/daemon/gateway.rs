@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
@@ -17,12 +17,14 @@ use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
 use super::shared::{InForce, Order, Shared};
 use super::state::{DYING, Saved, StateDir};
 use super::world::{self, World};
-use super::{Options, Refusal};
+use super::{Options, Preview, Refusal, preview};
 use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
+use crate::flows::ports::PortUse;
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
-use crate::observe::time::rfc3339;
+use crate::observe::history::{History, Holdings};
+use crate::observe::time::{rfc3339, unix_seconds};
 use crate::policy::Loaded;
 
 /// What putting a policy in force came to.
@@ -67,6 +69,7 @@ pub struct Gateway {
     /// Drivers that refused our XDP program, and how.
     refused: BTreeMap<String, String>,
     attached: BTreeSet<(u32, Hook)>,
+    history: History,
 }
 
 impl Gateway {
@@ -125,7 +128,10 @@ impl Gateway {
         let in_force =
             InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
         let shared = Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, orders));
-        Ok(Self { shared, world, host, journal, state, ownership, refused, attached })
+        let history = History::open(state.path());
+        let mut gateway = Self { shared, world, host, journal, state, ownership, refused, attached, history };
+        gateway.note_history();
+        Ok(gateway)
     }
 
     /// Install, prepare, mirror, attach: tables are full before a program is attached (ADR 0003).
@@ -216,6 +222,7 @@ impl Gateway {
         let in_force = InForce::new(file.clone(), loaded, plan, warnings.clone(), waiting);
         let applied_at = rfc3339(in_force.applied_at);
         self.shared.set_in_force(in_force);
+        self.note_history();
         // From here on the policy is in force; what fails now is tidying and is said, not undone.
         if let Err(error) = self.refresh_world().await {
             warnings.push(format!("routes to the world were not brought up to date: {error:#}"));
@@ -249,6 +256,28 @@ impl Gateway {
             changes: made,
             warnings,
             findings,
+        })
+    }
+
+    /// Writes down who has which ports and addresses from now on. A disk that is full is no reason to change nothing.
+    fn note_history(&mut self) {
+        let now = unix_seconds(SystemTime::now());
+        let held = Holdings::of(&self.shared.in_force(), now);
+        if let Err(error) = block_in_place(|| self.history.note(held, now)) {
+            log::warn!("the allocation history in {} is not written: {error}", self.state.path().display());
+        }
+    }
+
+    /// What putting this policy in force would change. Nothing is written, loaded or sent.
+    pub async fn preview(&self, file: &Path, loaded: &Loaded) -> Result<Preview, Refusal> {
+        let view = plan::look(&self.host, &self.journal).await?;
+        let in_force = self.shared.in_force();
+        let registry = self.shared.registry().clone();
+        let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
+        block_in_place(|| {
+            let used = PortUse::look(self.shared.flow_tables());
+            let plan = plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)?;
+            Ok(preview::preview(file, &in_force, loaded, &plan, &used))
         })
     }
 

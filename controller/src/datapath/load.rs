@@ -68,6 +68,7 @@ pub(super) struct Tables {
     pub reasons: Table,
     pub rule_counts: Table,
     pub lost: Table,
+    pub tried: Table,
 }
 
 /// The datapath: its tables, its programs and what is attached where. One per machine (or network namespace) and pin
@@ -230,6 +231,7 @@ impl Tables {
             reasons: open("REASONS")?,
             rule_counts: open("RULE_COUNTS")?,
             lost: open("LOST")?,
+            tried: open("TRIED")?,
         })
     }
 

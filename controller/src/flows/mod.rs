@@ -1,9 +1,13 @@
 //! Live flows: who tidies them up, and what is to be told of them.
 
+pub mod allocations;
 mod kill;
 mod list;
+pub mod ports;
 mod reaper;
-mod snat;
+pub mod snat;
+mod snat_text;
+mod snat_views;
 
 pub use kill::{Ended, Selection, flush, kill};
 pub use list::{
@@ -11,3 +15,4 @@ pub use list::{
 };
 pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
+pub use snat_views::{ByDestination, PortHolders, by_destination, port_holders};

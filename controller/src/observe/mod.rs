@@ -2,10 +2,23 @@
 
 mod drops;
 pub mod events;
+pub mod health;
+pub mod history;
+pub mod metrics;
+pub mod outbound;
 mod rules;
+pub mod scrape;
 mod status;
 pub mod time;
+pub mod whois;
 
 pub use drops::{Drops, drops};
 pub use rules::{RuleHits, rules};
 pub use status::{Status, status};
+
+use crate::daemon::Shared;
+
+/// The backends of every listener and what their probes say.
+fn backends(_shared: &Shared) -> Vec<metrics::BackendHealth> {
+    Vec::new()
+}
