@@ -174,6 +174,11 @@ impl Datapath {
         self.control.generation()
     }
 
+    /// The secrets of the flow hash, which also choose ports and backends.
+    pub fn seed(&self) -> [u64; 2] {
+        self.control.read().seed
+    }
+
     /// Were there tables of an earlier controller?
     pub fn adopted(&self) -> bool {
         self.adopted

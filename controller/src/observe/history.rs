@@ -345,6 +345,12 @@ fn listeners(in_force: &InForce) -> Vec<(IpAddr, u8, u16, String, String)> {
     found
 }
 
+/// The rule that listens at this port of an address.
+pub fn listener_rule(in_force: &InForce, address: IpAddr, protocol: u8, port: u16) -> Option<String> {
+    let mut all = listeners(in_force).into_iter();
+    all.find(|(a, of, at, ..)| (*a, *of, *at) == (address, protocol, port)).map(|(.., rule)| rule)
+}
+
 /// What was read of a history.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replayed {
