@@ -1,21 +1,21 @@
-//! Everything that stands at an address or a device: guests, public addresses, gateways, next hops, SNAT ports.
+//! Everything that stands at an address or a device: guests, public addresses, gateways, next hops.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use portcullis_common::layout::{DEVICE_GUEST, DEVICE_UPLINK, Device, WORLD, v4, v6};
 use portcullis_common::policy::{
-    ADDRESS_UNITS, ALLOC_ECHO, ALLOC_TCP, ALLOC_UDP, AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_PROXY,
-    AT_UNUSED, Alloc, Endpoint, EndpointKey, EndpointKey6, FRONTEND_HOST, Frontend, Listener, Segment,
-    UNIT_PORTS, endpoint_value, owner_entry,
+    AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_LISTENER, AT_PROXY, AT_UNUSED, Endpoint, EndpointKey,
+    EndpointKey6, FRONTEND_HOST, Frontend, Listener, Segment, endpoint_value,
 };
 
 use super::error::CompileError;
 use super::facts::HostFacts;
-use super::ports::{self, Ownership, Pool, PoolFrontend};
+use super::listeners::ListenerOf;
+use super::outbound::OutboundOf;
 use super::registry::Registry;
-use crate::policy::network::{Announce, Network, OutboundRule, PublicAddress, TransportProtocol};
+use crate::policy::network::{Announce, Network, PublicAddress};
 
 /// Where to find a guest: goes into the next-hop table at `index`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +30,6 @@ pub struct GuestHop {
     pub mac: Option<[u8; 6]>,
     /// What the guest knows its gateway by.
     pub source_mac: [u8; 6],
-}
-
-fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
 }
 
 /// The name of a guest's address everywhere: `vm1/ipconfig1`.
@@ -56,33 +49,43 @@ pub(super) fn guests(network: &Network) -> impl Iterator<Item = (usize, usize)> 
     interfaces.flat_map(|(i, interface)| (0..interface.addresses.len()).map(move |c| (i, c)))
 }
 
+/// Where the shared address of guests without another way out stands in the policy.
+pub(super) const DEFAULT_OUTBOUND: &str = "defaultOutbound";
+
 /// Keys and values of an endpoints map.
 type Entries<K> = Vec<(K, u32)>;
 
 /// The tables of this room under construction.
 pub(super) struct Edge<'a> {
-    network: &'a Network,
-    facts: &'a HostFacts,
+    pub network: &'a Network,
+    pub facts: &'a HostFacts,
     /// Network id of each virtual network.
     pub network_ids: Vec<u16>,
     pub endpoints: Vec<Endpoint>,
     /// Name of each endpoint.
     pub names: Vec<String>,
     /// Endpoint of each (interface, configuration).
-    numbers: HashMap<(usize, usize), u32>,
+    pub numbers: HashMap<(usize, usize), u32>,
     pub hops: Vec<GuestHop>,
     pub devices: Vec<Device>,
     pub missing_devices: Vec<String>,
     pub frontends: Vec<Frontend>,
-    frontend_numbers: BTreeMap<Ipv4Addr, u32>,
+    pub frontend_numbers: BTreeMap<IpAddr, u32>,
+    pub outbound: Vec<OutboundOf>,
     pub units: Vec<u32>,
     pub segments: Vec<Segment>,
     pub listeners: Vec<Listener>,
+    /// The same for people.
+    pub listeners_of: Vec<ListenerOf>,
     pub slots: Vec<u16>,
     pub owners: Vec<u16>,
     pub reserved_ports: Vec<(u16, u16)>,
     /// (network, address) -> value of the endpoints map.
     at: BTreeMap<(u16, IpAddr), u32>,
+    /// Public address, port and protocol -> listener.
+    pub listening: BTreeMap<(IpAddr, u16, u8), u32>,
+    /// Public address, protocol, and ports that are a rule's whether or not anybody is behind them: first and last.
+    pub listener_ports: Vec<(IpAddr, u8, u16, u16)>,
     pub errors: Vec<CompileError>,
 }
 
@@ -100,18 +103,22 @@ impl<'a> Edge<'a> {
             missing_devices: Vec::new(),
             frontends: Vec::new(),
             frontend_numbers: BTreeMap::new(),
+            outbound: Vec::new(),
             units: Vec::new(),
             segments: Vec::new(),
             listeners: Vec::new(),
+            listeners_of: Vec::new(),
             slots: Vec::new(),
             owners: Vec::new(),
             reserved_ports: Vec::new(),
             at: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            listener_ports: Vec::new(),
             errors: Vec::new(),
         }
     }
 
-    fn error(&mut self, place: String, message: String) {
+    pub fn error(&mut self, place: String, message: String) {
         self.errors.push(CompileError::new(place, message));
     }
 
@@ -165,11 +172,11 @@ impl<'a> Edge<'a> {
         }
     }
 
-    /// The instance-level address of a configuration. Only IPv4 is translated.
-    fn instance(&self, interface: usize, configuration: usize) -> Option<&'a PublicAddress> {
+    /// The instance-level address of a configuration.
+    pub fn instance(&self, interface: usize, configuration: usize) -> Option<&'a PublicAddress> {
         let configuration = &self.network.interfaces[interface].addresses[configuration];
         let public = &self.network.public_addresses[configuration.public_address?];
-        (configuration.address.is_ipv4() && public.address.is_ipv4()).then_some(public)
+        (configuration.address.is_ipv4() == public.address.is_ipv4()).then_some(public)
     }
 
     /// The gateway a guest with this address has in its subnet.
@@ -235,36 +242,45 @@ impl<'a> Edge<'a> {
         }
         for balancer in &self.network.load_balancers {
             for frontend in &balancer.frontends {
-                let public = &self.network.public_addresses[frontend.public_addresses[0]];
-                let Some(address) = ipv4(public.address) else { continue };
-                if self.frontend_numbers.contains_key(&address) {
-                    continue;
+                let place =
+                    || format!("loadBalancers/{}/frontendIPConfigurations/{}", balancer.name, frontend.name);
+                for &public in &frontend.public_addresses {
+                    self.frontend(public, place);
                 }
-                let number = self.frontends.len() as u32;
-                let value = endpoint_value(AT_FRONTEND | proxy(public), number);
-                if self.at.insert((WORLD, public.address), value).is_some() {
-                    let place =
-                        format!("loadBalancers/{}/frontendIPConfigurations/{}", balancer.name, frontend.name);
-                    self.error(place, format!("{} is an instance-level public IP already", public.name));
-                }
-                let flags = if public.announce == Announce::Address { FRONTEND_HOST } else { 0 };
-                self.frontends.push(Frontend {
-                    address: v4(public.address),
-                    flags,
-                    address6: v6(public.address),
-                    ..Frontend::default()
-                });
-                self.frontend_numbers.insert(address, number);
             }
         }
+        for &public in self.network.default_outbound.iter().flat_map(|d| &d.public_addresses) {
+            self.frontend(public, || DEFAULT_OUTBOUND.into());
+        }
         for public in &self.network.public_addresses {
-            if public.address.is_ipv6() {
-                continue;
-            }
             // The host's own address stays the host's while no part of the policy takes it.
             let kind = if public.announce == Announce::Address { AT_HOST } else { AT_UNUSED | proxy(public) };
             self.at.entry((WORLD, public.address)).or_insert(endpoint_value(kind, 0));
         }
+    }
+
+    /// A public address that several guests leave under, or behind which something listens.
+    fn frontend(&mut self, public: usize, place: impl Fn() -> String) {
+        let public = &self.network.public_addresses[public];
+        if self.frontend_numbers.contains_key(&public.address) {
+            return;
+        }
+        let number = self.frontends.len() as u32;
+        if number > u32::from(u16::MAX) {
+            return self.error(place(), "more than 65,536 frontend addresses".into());
+        }
+        let value = endpoint_value(AT_FRONTEND | proxy(public), number);
+        if self.at.insert((WORLD, public.address), value).is_some() {
+            self.error(place(), format!("{} is an instance-level public IP already", public.name));
+        }
+        let flags = if public.announce == Announce::Address { FRONTEND_HOST } else { 0 };
+        self.frontends.push(Frontend {
+            address: v4(public.address),
+            flags,
+            address6: v6(public.address),
+            ..Frontend::default()
+        });
+        self.frontend_numbers.insert(public.address, number);
     }
 
     /// Gateways of subnets, and the host's own addresses.
@@ -291,133 +307,37 @@ impl<'a> Edge<'a> {
         }
     }
 
-    /// Hands out SNAT ports to the members of outbound rules.
-    pub fn outbound(&mut self, registry: &mut Registry, previous: &Ownership) -> Ownership {
-        let reserve = self.network.uplinks.iter().any(|u| u.reserve_host_ports);
-        let mut pools = Vec::new();
-        // Number of the rule's place for each endpoint.
-        let mut rule_of: HashMap<u32, String> = HashMap::new();
-        for balancer in &self.network.load_balancers {
-            for rule in &balancer.outbound_rules {
-                let place = format!("loadBalancers/{}/outboundRules/{}", balancer.name, rule.name);
-                let mut frontends: Vec<PoolFrontend> = Vec::new();
-                for &frontend in &rule.frontends {
-                    let public =
-                        &self.network.public_addresses[balancer.frontends[frontend].public_addresses[0]];
-                    let Some(address) = ipv4(public.address) else { continue };
-                    if frontends.iter().any(|f| f.address == address) {
-                        continue;
-                    }
-                    let shared = public.announce == Announce::Address && !reserve;
-                    let eligible = if shared {
-                        ports::beside_host(self.facts.ephemeral)
-                    } else {
-                        ports::whole_address()
-                    };
-                    frontends.push(PoolFrontend { address, eligible });
-                }
-                if frontends.is_empty() {
-                    continue; // An IPv6 rule.
-                }
-                let idle_class =
-                    match rule.idle_timeout_seconds.map_or(Ok(0), |seconds| registry.idle_class(seconds)) {
-                        Ok(class) => class,
-                        Err(full) => {
-                            self.error(place.clone(), full.to_string());
-                            continue;
-                        }
-                    };
-                let mut members = Vec::new();
-                for member in &balancer.pools[rule.pool].members {
-                    let Some(&number) = self.numbers.get(member) else { continue };
-                    if self.endpoints[number as usize].address == 0 {
-                        continue; // IPv6 is not translated.
-                    }
-                    match rule_of.get(&number) {
-                        Some(other) if *other == place => continue,
-                        Some(other) => {
-                            let message = format!(
-                                "{} is in the pool of {other} already; an address has one outbound rule",
-                                self.names[number as usize]
-                            );
-                            self.error(place.clone(), message);
-                            continue;
-                        }
-                        None => _ = rule_of.insert(number, place.clone()),
-                    }
-                    let endpoint = &mut self.endpoints[number as usize];
-                    for &which in allocations(rule) {
-                        endpoint.alloc[which] = Alloc { segments: 1, idle_class, ..Alloc::default() };
-                    }
-                    members.push(self.names[number as usize].clone());
-                }
-                let allocated_outbound_ports = rule.allocated_outbound_ports;
-                pools.push(Pool { place, frontends, members, allocated_outbound_ports });
-            }
-        }
-        let ownership = match ports::allocate(previous, &pools) {
-            Ok(ownership) => ownership,
-            Err(errors) => {
-                self.errors.extend(errors);
-                return previous.clone();
-            }
-        };
-        self.unit_tables(&pools, &ownership);
-        if reserve {
-            let hosts = self
-                .frontend_numbers
-                .iter()
-                .filter(|&(_, &number)| self.frontends[number as usize].flags & FRONTEND_HOST != 0);
-            self.reserved_ports = ports::merge(hosts.flat_map(|(&a, _)| ownership.port_ranges(a)).collect());
-        }
-        ownership
-    }
-
-    /// The same ownership twice: by endpoint, to find a port for it, and by port, to find whose it is.
-    fn unit_tables(&mut self, pools: &[Pool], ownership: &Ownership) {
-        let by_name: HashMap<&str, usize> =
-            self.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
-        let mut units: Vec<Vec<u32>> = vec![Vec::new(); self.endpoints.len()];
-        self.owners = vec![0; self.frontends.len() * 2 * ADDRESS_UNITS as usize];
-        // In the order of the rule's frontends, so that the first is used up first.
-        let mut done = Vec::new();
-        for frontend in pools.iter().flat_map(|pool| &pool.frontends) {
-            if done.contains(&frontend.address) {
-                continue;
-            }
-            done.push(frontend.address);
-            let number = self.frontend_numbers[&frontend.address];
-            for (&unit, member) in ownership.frontends.get(&frontend.address).into_iter().flatten() {
-                let endpoint = by_name[member.as_str()];
-                units[endpoint].push(number << 16 | u32::from(unit));
-                for udp in [false, true] {
-                    self.owners[owner_entry(number, udp, unit.into()) as usize] = endpoint as u16 + 1;
-                }
-            }
-        }
-        for (endpoint, units) in self.endpoints.iter_mut().zip(units) {
-            let first_segment = self.segments.len() as u32;
-            for alloc in endpoint.alloc.iter_mut().filter(|alloc| alloc.segments != 0) {
-                alloc.first_segment = first_segment;
-                alloc.ports = units.len() as u32 * UNIT_PORTS;
-            }
-            self.segments.push(Segment { first_unit: self.units.len() as u32, units: units.len() as u32 });
-            self.units.extend(units);
-        }
-    }
-
     /// The entries of the endpoints maps of both families, by network and address.
     pub fn entries(&self) -> (Entries<EndpointKey>, Entries<EndpointKey6>) {
         let mut of4 = Vec::new();
         let mut of6 = Vec::new();
+        let mut entry = |network, address: IpAddr, port: u16, protocol, value| match address {
+            IpAddr::V4(_) => of4.push((
+                EndpointKey {
+                    address: v4(address),
+                    network,
+                    port: port.to_be(),
+                    protocol,
+                    ..EndpointKey::default()
+                },
+                value,
+            )),
+            IpAddr::V6(_) => of6.push((
+                EndpointKey6 {
+                    address: v6(address),
+                    network,
+                    port: port.to_be(),
+                    protocol,
+                    ..EndpointKey6::default()
+                },
+                value,
+            )),
+        };
         for (&(network, address), &value) in &self.at {
-            match address {
-                IpAddr::V4(_) => {
-                    of4.push((EndpointKey { address: v4(address), network, ..EndpointKey::default() }, value))
-                }
-                IpAddr::V6(_) => of6
-                    .push((EndpointKey6 { address: v6(address), network, ..EndpointKey6::default() }, value)),
-            }
+            entry(network, address, 0, 0, value);
+        }
+        for (&(address, port, protocol), &listener) in &self.listening {
+            entry(WORLD, address, port, protocol, endpoint_value(AT_LISTENER, listener));
         }
         (of4, of6)
     }
@@ -425,15 +345,6 @@ impl<'a> Edge<'a> {
 
 fn proxy(public: &PublicAddress) -> u32 {
     if public.announce == Announce::Proxy { AT_PROXY } else { 0 }
-}
-
-/// The allocations of its members that a rule fills.
-fn allocations(rule: &OutboundRule) -> &'static [usize] {
-    match rule.protocol {
-        TransportProtocol::Tcp => &[ALLOC_TCP],
-        TransportProtocol::Udp => &[ALLOC_UDP],
-        TransportProtocol::All => &[ALLOC_TCP, ALLOC_UDP, ALLOC_ECHO],
-    }
 }
 
 /// An address as endpoints have it: of IPv4 the first word.

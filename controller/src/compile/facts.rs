@@ -1,7 +1,9 @@
 //! What the compiler must know of this host. Gathered by `hosts`, passed in as data: `compile` asks no kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+use super::ports::LiveUnits;
 
 /// The host as it is while a policy is compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,12 +15,33 @@ pub struct HostFacts {
     pub devices: BTreeMap<String, DeviceFacts>,
     /// `net.ipv4.ip_local_port_range`, inclusive.
     pub ephemeral: (u16, u16),
+    /// Unix seconds.
+    pub now: u64,
+    /// Where flows live; a unit on which none does can go to another member.
+    pub live: LiveUnits,
+    /// Backends taken out by their probes, `lb/probes/alive/vm1/ipconfig1`.
+    pub down: BTreeSet<String>,
+}
+
+impl HostFacts {
+    /// Without what changes all the time by itself: is compared with earlier facts to see if a policy comes to something
+    /// else now.
+    pub fn lasting(self) -> Self {
+        Self { now: 0, live: LiveUnits::new(), down: BTreeSet::new(), ..self }
+    }
 }
 
 impl Default for HostFacts {
     /// A host without devices and with the kernel's default port range.
     fn default() -> Self {
-        Self { addresses: Vec::new(), devices: BTreeMap::new(), ephemeral: (32768, 60999) }
+        Self {
+            addresses: Vec::new(),
+            devices: BTreeMap::new(),
+            ephemeral: (32768, 60999),
+            now: 0,
+            live: LiveUnits::new(),
+            down: BTreeSet::new(),
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use portcullis_common::layout::{v4, v6};
+use portcullis_common::layout::{WORLD, v4, v6};
 use portcullis_common::policy::{
-    DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header, Listener,
-    PAGE_BYTES, PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, Segment, UNIT_PORTS,
-    owner_entry, protocol_class,
+    AT_LISTENER, DESTINATION, DESTINATION_PORT, Endpoint, EndpointKey, EndpointKey6, Frontend, Header,
+    Listener, PAGE_BYTES, PROTOCOL, Page, RULE_ALLOW, RULE_ID, Ruleset, SOURCE, SOURCE_PORT, Segment,
+    UNIT_PORTS, owner_entry, protocol_class,
 };
 
 use aya::Pod;
@@ -132,13 +132,25 @@ pub fn space_value(compiled: &Compiled, routing: u16, address: IpAddr) -> u32 {
 
 /// What the endpoints map says of an address: `kind << 24 | index`, 0 for nothing.
 pub fn endpoint_value(compiled: &Compiled, network: u16, address: IpAddr) -> u32 {
+    value_at(compiled, network, address, 0, 0)
+}
+
+/// The listener at a port (native order) of a public address.
+pub fn listener_at(compiled: &Compiled, address: IpAddr, port: u16, protocol: u8) -> Option<u32> {
+    let value = value_at(compiled, WORLD, address, port, protocol);
+    (value >> 24 == AT_LISTENER).then_some(value & 0xff_ffff)
+}
+
+fn value_at(compiled: &Compiled, network: u16, address: IpAddr, port: u16, protocol: u8) -> u32 {
+    let port = port.to_be();
     let found = match address {
         IpAddr::V4(_) => {
-            let key = EndpointKey { address: v4(address), network, ..EndpointKey::default() };
+            let key = EndpointKey { address: v4(address), network, port, protocol, ..EndpointKey::default() };
             compiled.endpoints.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
         }
         IpAddr::V6(_) => {
-            let key = EndpointKey6 { address: v6(address), network, ..EndpointKey6::default() };
+            let key =
+                EndpointKey6 { address: v6(address), network, port, protocol, ..EndpointKey6::default() };
             compiled.endpoints6.iter().find(|(k, _)| *k == key).map(|&(_, value)| value)
         }
     };

@@ -13,9 +13,11 @@ pub mod facts;
 mod groups;
 mod host_policy;
 mod image;
+mod listeners;
 pub mod lookup;
 mod memory;
 mod numbers;
+mod outbound;
 pub mod platform;
 mod port_classes;
 pub mod ports;
@@ -25,6 +27,7 @@ pub mod rules;
 mod ruleset;
 mod settings;
 mod sides;
+mod slots;
 mod spaces;
 mod workers;
 
@@ -36,8 +39,10 @@ pub use edge::GuestHop;
 pub use error::CompileError;
 pub use facts::{DeviceFacts, HostFacts};
 pub use groups::RulesetOf;
+pub use listeners::{ListenerKind, ListenerOf};
+pub use outbound::{AllocationOf, OutboundOf, Scenario};
 pub use platform::platform_rules;
-pub use ports::Ownership;
+pub use ports::{LiveUnits, Ownership};
 pub use prefix::{METADATA_ADDRESS, PLATFORM_ADDRESS};
 pub use registry::Registry;
 pub use rules::RuleInfo;
@@ -81,6 +86,10 @@ pub struct Compiled {
     pub contexts: Vec<Context>,
     /// Name of each endpoint of the image, `vm1/ipconfig1`.
     pub members: Vec<String>,
+    /// How each endpoint leaves.
+    pub outbound: Vec<OutboundOf>,
+    /// What each listener of the image is.
+    pub listeners: Vec<ListenerOf>,
     /// Who owns which ports from now on.
     pub ownership: Ownership,
     /// Ranges for `net.ipv4.ip_local_reserved_ports`; empty unless an uplink has `reserve_host_ports`.
@@ -107,7 +116,6 @@ pub struct RulesetInfo {
 /// Compiles a policy.
 ///
 /// `registry` and the result's `ownership` are new state for the caller to keep; on failure `registry` is as it was.
-/// Only IPv4 has public addresses; those of IPv6 are passed over.
 pub fn compile(
     network: &Network,
     facts: &HostFacts,
@@ -187,6 +195,8 @@ pub fn compile(
         rulesets: groups.asked.iter().zip(first_bits).map(info).collect(),
         contexts: groups.contexts,
         members: edge.names,
+        outbound: edge.outbound,
+        listeners: edge.listeners_of,
         ownership,
         reserved_ports: edge.reserved_ports,
         warnings: spaces.warnings,
@@ -228,7 +238,8 @@ fn number<'a>(
     edge.devices();
     edge.public_addresses();
     edge.host_addresses();
-    let ownership = edge.outbound(ids, ownership);
+    let nat = edge.listeners(ids, ownership);
+    let ownership = Ownership { nat, ..edge.outbound(ids, ownership) };
     let settings = settings::settings(network, ids, generation).map_err(|error| edge.errors.push(error));
     let (Ok(settings), true) = (settings, edge.errors.is_empty()) else { return Err(edge.errors) };
     let spaces = spaces::spaces(network, &edge.network_ids, |id, address| edge.guest_at(id, address));

@@ -70,11 +70,16 @@ pub(super) fn all_rules(network: &Network) -> Vec<Unnumbered> {
 /// The names the registry must not give up.
 pub(super) fn wanted(network: &Network) -> Wanted {
     let hops = edge::guests(network).map(|(i, c)| edge::hop_key(network, i, c));
-    let outbound = network.load_balancers.iter().flat_map(|balancer| &balancer.outbound_rules);
+    let timeouts = network.load_balancers.iter().flat_map(|balancer| {
+        let outbound = balancer.outbound_rules.iter().map(|rule| rule.idle_timeout_seconds);
+        let inbound = balancer.rules.iter().map(|rule| rule.idle_timeout_seconds);
+        outbound.chain(inbound).chain(balancer.nat_rules.iter().map(|rule| rule.idle_timeout_seconds))
+    });
+    let timeouts = timeouts.chain(network.default_outbound.iter().map(|d| d.idle_timeout_seconds));
     Wanted {
         next_hops: hops.collect(),
         networks: network.virtual_networks.iter().map(|v| v.name.clone()).collect(),
-        idle: outbound.filter_map(|rule| rule.idle_timeout_seconds).map(|s| s.to_string()).collect(),
+        idle: timeouts.flatten().map(|seconds| seconds.to_string()).collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// Rule ids there are; the tables of rule counters need no more than this many elements.
 pub const RULE_IDS: u32 = 1 << 20;
 
-/// Idle classes for the timeouts of outbound rules.
+/// Idle classes for the timeouts of rules.
 pub const IDLE_CLASSES: u32 = 16 - IDLE_RULES as u32;
 
 /// All numbers of one kind are taken by names that are in the policy.
@@ -77,7 +77,7 @@ impl Registry {
         self.networks.take(name, &space, Some(u32::from(wanted))).map(|id| id as u16)
     }
 
-    /// The idle class of an outbound rule's timeout.
+    /// The idle class of a rule's timeout.
     pub fn idle_class(&mut self, seconds: u32) -> Result<u8, Exhausted> {
         let first = u32::from(IDLE_RULES);
         let space = Space { what: "different idle timeouts", first, last: first + IDLE_CLASSES - 1 };

@@ -64,7 +64,8 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
             (link.name.clone(), facts)
         })
         .collect();
-    let facts = HostFacts { addresses, devices, ephemeral: hosts::ephemeral_range()? };
+    let facts =
+        HostFacts { addresses, devices, ephemeral: hosts::ephemeral_range()?, ..HostFacts::default() };
     Ok(HostView { links, facts })
 }
 
@@ -102,7 +103,7 @@ pub fn plan(
     let mut registry = registry.clone();
     let compiled = compile::compile(&loaded.network, &facts, &mut registry, ownership, generation)
         .map_err(|errors| Refusal::Policy(explain_compile_errors(loaded, &errors)))?;
-    Ok(Plan { links, choices, facts, compiled, registry })
+    Ok(Plan { links, choices, facts: facts.lasting(), compiled, registry })
 }
 
 /// The compiler's errors at their places in the file.

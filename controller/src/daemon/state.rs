@@ -1,7 +1,9 @@
 //! What the daemon keeps on disk: the ids that flows refer to and who owns which ports. And its lock.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::compile::ports::{AddressUnits, Owner};
 use crate::compile::{Ownership, Registry};
 
 /// The file's contents.
@@ -21,7 +24,32 @@ pub struct Saved {
     pub ownership: Ownership,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// What every version has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// Version 1: units were owned for TCP and UDP together, of IPv4 addresses.
+#[derive(Deserialize)]
+struct Saved1 {
+    registry: Registry,
+    ownership: BTreeMap<Ipv4Addr, BTreeMap<u16, String>>,
+}
+
+impl From<Saved1> for Saved {
+    fn from(Saved1 { registry, ownership }: Saved1) -> Self {
+        let units = |units: BTreeMap<u16, String>| {
+            let owner = |(unit, member)| (unit, Owner { member, draining_until: None });
+            let tcp: BTreeMap<u16, Owner> = units.into_iter().map(owner).collect();
+            AddressUnits { udp: tcp.clone(), tcp }
+        };
+        let frontends = ownership.into_iter().map(|(address, of)| (address.into(), units(of))).collect();
+        Self { version: VERSION, registry, ownership: Ownership { frontends, ..Ownership::default() } }
+    }
+}
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "state.json";
@@ -84,17 +112,20 @@ impl StateDir {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        let saved: Saved = serde_json::from_slice(&text).with_context(|| {
+        let damaged = || {
             format!(
                 "{} is damaged; it says who owns which ports. Restore it, or run `portcullis down --forget`: then ports \
                  are handed out anew and live flows end",
                 path.display()
             )
-        })?;
-        if saved.version != VERSION {
-            bail!("{} has version {}, this program writes {VERSION}", path.display(), saved.version);
-        }
-        Ok(saved)
+        };
+        let Versioned { version } = serde_json::from_slice(&text).with_context(damaged)?;
+        let saved = match version {
+            1 => serde_json::from_slice::<Saved1>(&text).map(Saved::from),
+            VERSION => serde_json::from_slice(&text),
+            other => bail!("{} has version {other}, this program writes {VERSION}", path.display()),
+        };
+        saved.with_context(damaged)
     }
 
     /// Writes it whole: beside the old one, forced out, renamed over it, the directory forced out.
@@ -203,12 +234,48 @@ mod tests {
         let mut registry = Registry::default();
         registry.next_hop("world:up/192.0.2.1").unwrap();
         let mut ownership = Ownership::default();
-        ownership.frontends.entry([192, 0, 2, 7].into()).or_default().insert(128, "vm1/a".into());
+        let owner = |until| Owner { member: "vm1/a".into(), draining_until: until };
+        let units = ownership.frontends.entry([192, 0, 2, 7].into()).or_default();
+        units.tcp.extend([(128, owner(None)), (129, owner(Some(1_800_000_000)))]);
+        ownership
+            .nat
+            .entry("loadBalancers/lb/inboundNatRules/ssh".into())
+            .or_default()
+            .insert(22, "vm1/a".into());
+        ownership.chosen.insert("loadBalancers/lb/outboundRules/out".into(), [192, 0, 2, 7].into());
         state.save(&registry, &ownership).unwrap();
         let read = state.load().unwrap();
         assert_eq!((read.registry, read.ownership), (registry, ownership));
         fs::write(scratch.0.join(FILE), "{").unwrap();
         assert!(format!("{:#}", state.load().unwrap_err()).contains("--forget"));
+    }
+
+    #[test]
+    fn a_file_of_version_1_gives_every_owner_its_units_for_tcp_and_for_udp() {
+        let scratch = Scratch::new("version1");
+        let state = StateDir::open(&scratch.0).unwrap();
+        let mut registry = Registry::default();
+        registry.next_hop("guest:vm1/a").unwrap();
+        let old = serde_json::json!({
+            "version": 1,
+            "registry": registry,
+            "ownership": { "192.0.2.7": { "128": "vm1/a", "129": "vm2/a" } },
+        });
+        fs::write(scratch.0.join(FILE), old.to_string()).unwrap();
+        let read = state.load().unwrap();
+        assert_eq!(read.registry, registry);
+        let owners = |protocol| {
+            let units = read.ownership.iter().filter(move |unit| unit.1 == protocol);
+            units.map(|(address, _, unit, owner)| (address, unit, owner.clone())).collect::<Vec<_>>()
+        };
+        let owner = |member: &str| Owner { member: member.into(), draining_until: None };
+        let address = std::net::IpAddr::from([192, 0, 2, 7]);
+        assert_eq!(owners(6), [(address, 128, owner("vm1/a")), (address, 129, owner("vm2/a"))]);
+        assert_eq!(owners(17), owners(6));
+        state.save(&read.registry, &read.ownership).unwrap();
+        assert_eq!(state.load().unwrap(), read);
+        fs::write(scratch.0.join(FILE), r#"{"version":3}"#).unwrap();
+        assert!(format!("{:#}", state.load().unwrap_err()).contains("version 3"));
     }
 
     #[test]
