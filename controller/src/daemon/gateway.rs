@@ -270,12 +270,13 @@ impl Gateway {
 
     /// What putting this policy in force would change. Nothing is written, loaded or sent.
     pub async fn preview(&self, file: &Path, loaded: &Loaded) -> Result<Preview, Refusal> {
-        let view = plan::look(&self.host, &self.journal).await?;
+        let mut view = plan::look(&self.host, &self.journal).await?;
         let in_force = self.shared.in_force();
         let registry = self.shared.registry().clone();
         let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
         block_in_place(|| {
             let used = PortUse::look(self.shared.flow_tables());
+            (view.facts.live, view.facts.now) = (used.live_units(), unix_seconds(SystemTime::now()));
             let plan = plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)?;
             Ok(preview::preview(file, &in_force, loaded, &plan, &used))
         })

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
+use portcullis_common::policy::{ALLOC_TCP, ALLOC_UDP};
 use serde::{Deserialize, Serialize};
 
 use super::inventory::{Inventory, inventory};
 use super::plan::Plan;
 use super::shared::InForce;
 use crate::cli::table::Table;
-use crate::flows::allocations::{MoveKind, moves, port_ranges};
+use crate::compile::ports::{MoveKind, moves};
+use crate::flows::allocations::port_ranges;
 use crate::flows::ports::PortUse;
 use crate::policy::Loaded;
 
@@ -126,8 +128,21 @@ pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, us
     }
 }
 
-fn owed(_plan: &Plan) -> Vec<Owed> {
-    Vec::new()
+fn owed(plan: &Plan) -> Vec<Owed> {
+    let mut waiting = Vec::new();
+    for (of, guest) in plan.compiled.outbound.iter().zip(&plan.compiled.members) {
+        for (which, protocol) in [(ALLOC_TCP, "tcp"), (ALLOC_UDP, "udp")] {
+            if let Some(allocation) = of.allocations[which].as_ref().filter(|a| a.ports < a.entitled) {
+                waiting.push(Owed {
+                    guest: guest.clone(),
+                    protocol: protocol.to_owned(),
+                    ports: allocation.ports,
+                    entitled: allocation.entitled,
+                });
+            }
+        }
+    }
+    waiting
 }
 
 /// What is in one and not in the other, or not the same.

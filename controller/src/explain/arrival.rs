@@ -2,14 +2,13 @@
 
 use std::net::IpAddr;
 
-use portcullis_common::layout::{v4, v6};
-use portcullis_common::policy::{AT_FRONTEND, AT_INSTANCE, AT_LISTENER, AT_PROXY, EndpointKey, EndpointKey6};
+use portcullis_common::layout::WORLD;
+use portcullis_common::policy::{AT_FRONTEND, AT_INSTANCE, AT_PROXY};
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Compiled, lookup};
+use crate::compile::lookup;
 use crate::daemon::InForce;
 use crate::flows::end;
-use crate::observe::history::listener_rule;
 
 /// Where a packet to a public address arrives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +21,14 @@ pub struct Arrival {
     pub rule: Option<String>,
     /// `203.0.113.10:80`
     pub at: String,
-    /// The guests that take new flows there. Empty: none is healthy.
+    /// The guests a new flow may go to, healthy or not.
     pub candidates: Vec<String>,
 }
 
 /// What is at this public address, port and protocol; `None`: nothing of the policy's.
 pub fn arrival(in_force: &InForce, address: IpAddr, port: u16, protocol: u8) -> Option<Arrival> {
     let compiled = &in_force.compiled;
-    let value = lookup::endpoint_value(compiled, 0, address);
+    let value = lookup::endpoint_value(compiled, WORLD, address);
     let index = (value & 0xff_ffff) as usize;
     match value >> 24 & !AT_PROXY {
         AT_INSTANCE => Some(Arrival {
@@ -39,44 +38,18 @@ pub fn arrival(in_force: &InForce, address: IpAddr, port: u16, protocol: u8) -> 
             candidates: in_force.guest(index).map(|guest| guest.name.to_owned()).into_iter().collect(),
         }),
         AT_FRONTEND => {
-            let listener = listener(compiled, address, port, protocol);
+            let number = lookup::listener_at(compiled, address, port, protocol);
+            let listener = number.and_then(|number| compiled.listeners.get(number as usize));
+            let candidates = listener.into_iter().flat_map(|listener| &listener.candidates);
             Some(Arrival {
                 kind: if listener.is_some() { "listener" } else { "frontend" }.to_owned(),
-                rule: listener.and_then(|_| listener_rule(in_force, address, protocol, port)),
+                rule: listener.map(|listener| listener.place.clone()),
                 at: end(address, port),
-                candidates: listener.map_or_else(Vec::new, |number| backends(in_force, number)),
+                candidates: candidates.map(|(name, _)| name.clone()).collect(),
             })
         }
         _ => None,
     }
-}
-
-/// The number of the listener there.
-fn listener(compiled: &Compiled, address: IpAddr, port: u16, protocol: u8) -> Option<u32> {
-    let port = port.to_be();
-    let value = match address {
-        IpAddr::V4(_) => {
-            let key = EndpointKey { address: v4(address), port, protocol, ..EndpointKey::default() };
-            compiled.endpoints.iter().find(|(known, _)| *known == key).map(|(_, value)| *value)
-        }
-        IpAddr::V6(_) => {
-            let key = EndpointKey6 { address: v6(address), port, protocol, ..EndpointKey6::default() };
-            compiled.endpoints6.iter().find(|(known, _)| *known == key).map(|(_, value)| *value)
-        }
-    };
-    value.filter(|value| value >> 24 & !AT_PROXY == AT_LISTENER).map(|value| value & 0xff_ffff)
-}
-
-/// The guests in a listener's slots, each once, in the order of their numbers.
-fn backends(in_force: &InForce, listener: u32) -> Vec<String> {
-    let image = in_force.image();
-    let record = image.listener(listener);
-    let slots = record.first_slot..=record.first_slot + record.mask;
-    let mut numbers: Vec<u32> = slots.filter_map(|slot| image.slot(slot)).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    let names = numbers.into_iter().filter_map(|number| in_force.guest(number as usize));
-    names.map(|guest| guest.name.to_owned()).collect()
 }
 
 impl Arrival {
@@ -85,7 +58,7 @@ impl Arrival {
         let rule = self.rule.as_deref().unwrap_or("a listener");
         match (self.kind.as_str(), self.candidates.as_slice()) {
             ("instance", _) => format!("by the guest's own public address {}", self.at),
-            ("listener", []) => format!("by {rule} at {}: none of its backends takes new flows", self.at),
+            ("listener", []) => format!("by {rule} at {}: it has no backend", self.at),
             ("listener", [only]) => format!("by {rule} at {}, which is {only}'s alone", self.at),
             ("listener", all) => {
                 const SHOWN: usize = 8;
@@ -115,7 +88,7 @@ mod tests {
             text.contains("loadBalancingRules/http at 203.0.113.10:80: vm2/a, chosen among 2 (vm1/a, vm2/a)"),
             "{text}"
         );
-        assert!(arrival("listener", &[]).text("").contains("none of its backends"));
+        assert!(arrival("listener", &[]).text("").contains("it has no backend"));
         assert!(arrival("listener", &["vm1/a"]).text("vm1/a").contains("vm1/a's alone"));
         assert!(arrival("frontend", &[]).text("").contains("nothing listens"));
     }

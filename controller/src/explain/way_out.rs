@@ -11,7 +11,7 @@ use crate::daemon::{InForce, Shared};
 use crate::flows::allocations::Allocations;
 use crate::flows::ports::PortUse;
 use crate::flows::{end, snat};
-use crate::observe::outbound::{Scenario, ways};
+use crate::observe::outbound::{Scenario, ways_of};
 
 /// What to do about a guest without ports, in the words of Azure's page on outbound connections.
 const ADVICE: [&str; 6] = [
@@ -66,7 +66,7 @@ pub fn way_out(shared: &Shared, in_force: &InForce, ends: &Ends<'_>, context: &C
         return None;
     }
     let which = alloc_of(ends.protocol);
-    let mut ways = ways(&in_force.loaded.network, guest.place, which.unwrap_or(ALLOC_TCP));
+    let mut ways = ways_of(in_force, guest, which.unwrap_or(ALLOC_TCP));
     if which.is_none() {
         // Ports are what everything else translates by.
         for way in ways.open.extract_if(.., |way| way.scenario != Scenario::Instance) {

@@ -7,6 +7,7 @@ use portcullis_common::policy::{ADDRESS_UNITS, Frontend, UNIT_PORTS};
 
 use super::list::address;
 use crate::compile::Ownership;
+use crate::compile::ports;
 use crate::daemon::InForce;
 use crate::datapath::address6;
 
@@ -100,62 +101,10 @@ impl Units {
     }
 }
 
-/// A unit of 8 ports and its owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OwnedUnit<'o> {
-    pub address: IpAddr,
-    /// 6 or 17.
-    pub protocol: u8,
-    pub unit: u16,
-    pub member: &'o str,
-    pub draining: bool,
-}
-
-/// Every unit that has an owner.
-pub fn owned_units(ownership: &Ownership) -> impl Iterator<Item = OwnedUnit<'_>> {
-    ownership.frontends.iter().flat_map(|(&address, units)| {
-        units.iter().flat_map(move |(&unit, member)| {
-            let of = move |protocol| OwnedUnit {
-                address: address.into(),
-                protocol,
-                unit,
-                member,
-                draining: false,
-            };
-            [of(6), of(17)]
-        })
-    })
-}
-
 /// Until when a unit drains, Unix seconds; `None`: it does not.
-pub fn draining_until(_ownership: &Ownership, _address: IpAddr, _udp: bool, _unit: u16) -> Option<u64> {
-    None
-}
-
-/// Frontend ports of an inbound NAT rule with a range, and the guests that have them.
-pub fn nat_ports(_ownership: &Ownership, _place: &str) -> Vec<(u16, String)> {
-    Vec::new()
-}
-
-/// SHIM until ports are merged.
-pub enum MoveKind {
-    Drains { flows: u32 },
-    Frees,
-    Gains,
-}
-pub struct Move {
-    pub address: IpAddr,
-    pub protocol: u8,
-    pub unit: u16,
-    pub member: String,
-    pub what: MoveKind,
-}
-pub fn moves(
-    _before: &Ownership,
-    _after: &Ownership,
-    _live: &std::collections::HashMap<(IpAddr, u8, u16), u32>,
-) -> Vec<Move> {
-    Vec::new()
+pub fn draining_until(ownership: &Ownership, address: IpAddr, udp: bool, unit: u16) -> Option<u64> {
+    let units = ownership.frontends.get(&address)?.of(if udp { ports::UDP } else { ports::TCP });
+    units.get(&unit)?.draining_until
 }
 
 /// First and last port of runs of units.

@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::time::{parse, unix};
 use crate::daemon::InForce;
-use crate::flows::allocations::{owned_units, port_ranges};
-use crate::policy::network::{NatTarget, TransportProtocol};
+use crate::flows::allocations::port_ranges;
 
 /// The file that is written to.
 pub const CURRENT: &str = "history.jsonl";
@@ -133,20 +132,22 @@ impl Holdings {
             draining,
             since: now,
         };
-        for unit in owned_units(&in_force.compiled.ownership) {
-            let thing = Thing::Unit(unit.address, unit.protocol, unit.unit);
-            all.insert(thing, held(unit.member, "", unit.draining));
+        for (address, protocol, unit, owner) in in_force.compiled.ownership.iter() {
+            let draining = owner.draining_until.is_some();
+            all.insert(Thing::Unit(address, protocol, unit), held(&owner.member, "", draining));
         }
-        for guest in in_force.guests().filter(|guest| guest.endpoint.instance != 0) {
-            let [first, ..] = guest.endpoint.instance_address;
-            let address = match guest.address {
-                IpAddr::V4(_) => IpAddr::V4(crate::flows::address(first)),
-                IpAddr::V6(_) => crate::datapath::address6(guest.endpoint.instance_address).into(),
+        let outbound = in_force.compiled.outbound.iter().zip(&in_force.compiled.members);
+        for (address, member) in outbound.filter_map(|(of, member)| Some((of.instance?, member))) {
+            all.insert(Thing::Instance(address), held(member, "", false));
+        }
+        for listener in &in_force.compiled.listeners {
+            // Of several backends each flow has its own.
+            let member = match listener.candidates.as_slice() {
+                [(only, _)] => only,
+                _ => "",
             };
-            all.insert(Thing::Instance(address), held(guest.name, "", false));
-        }
-        for (address, protocol, port, member, rule) in listeners(in_force) {
-            all.insert(Thing::Listener(address, protocol, port), held(&member, &rule, false));
+            let thing = Thing::Listener(listener.frontend, listener.protocol, listener.port);
+            all.insert(thing, held(member, &listener.place, false));
         }
         Self(all)
     }
@@ -301,54 +302,6 @@ impl Line {
             _ => Vec::new(),
         }
     }
-}
-
-/// Address, protocol, port, guest (where there is but one) and rule of every listener.
-fn listeners(in_force: &InForce) -> Vec<(IpAddr, u8, u16, String, String)> {
-    let network = &in_force.loaded.network;
-    let mut found = Vec::new();
-    let name = |(interface, configuration): (usize, usize)| {
-        let interface = &network.interfaces[interface];
-        format!("{}/{}", interface.name, interface.addresses[configuration].name)
-    };
-    let numbers = |protocol: TransportProtocol| match protocol {
-        TransportProtocol::Tcp => &[6][..],
-        TransportProtocol::Udp => &[17],
-        TransportProtocol::All => &[6, 17],
-    };
-    for balancer in &network.load_balancers {
-        let address = |frontend: usize| {
-            network.public_addresses[balancer.frontends[frontend].public_addresses[0]].address
-        };
-        for rule in &balancer.rules {
-            let place = format!("loadBalancers/{}/loadBalancingRules/{}", balancer.name, rule.name);
-            for &protocol in numbers(rule.protocol) {
-                let port = rule.frontend_port;
-                found.push((address(rule.frontend), protocol, port, String::new(), place.clone()));
-            }
-        }
-        for rule in &balancer.nat_rules {
-            let place = format!("loadBalancers/{}/inboundNatRules/{}", balancer.name, rule.name);
-            let ports: Vec<(u16, String)> = match rule.target {
-                NatTarget::Single { frontend_port, member } => vec![(frontend_port, name(member))],
-                NatTarget::Range { .. } => {
-                    crate::flows::allocations::nat_ports(&in_force.compiled.ownership, &place)
-                }
-            };
-            for (port, member) in ports {
-                for &protocol in numbers(rule.protocol) {
-                    found.push((address(rule.frontend), protocol, port, member.clone(), place.clone()));
-                }
-            }
-        }
-    }
-    found
-}
-
-/// The rule that listens at this port of an address.
-pub fn listener_rule(in_force: &InForce, address: IpAddr, protocol: u8, port: u16) -> Option<String> {
-    let mut all = listeners(in_force).into_iter();
-    all.find(|(a, of, at, ..)| (*a, *of, *at) == (address, protocol, port)).map(|(.., rule)| rule)
 }
 
 /// What was read of a history.

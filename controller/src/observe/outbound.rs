@@ -4,8 +4,9 @@
 
 use std::net::IpAddr;
 
-use portcullis_common::policy::{ALLOC_TCP, ALLOC_UDP};
+use portcullis_common::policy::{ALLOC_ECHO, ALLOC_TCP, ALLOC_UDP};
 
+use crate::compile::Scenario as Compiled;
 use crate::daemon::InForce;
 use crate::daemon::shared::Guest;
 use crate::policy::network::{LoadBalancer, Network, TransportProtocol};
@@ -51,8 +52,48 @@ impl WayOut {
     }
 }
 
-/// The ways of one ip configuration for `ALLOC_*`; pings go where a rule takes every protocol.
-pub fn ways(network: &Network, place: (usize, usize), which: usize) -> Ways {
+/// The ways of a guest's address for `ALLOC_*`, the one that its tables have first.
+pub fn ways_of(in_force: &InForce, guest: &Guest<'_>, which: usize) -> Ways {
+    let mut ways = ways(&in_force.loaded.network, guest.place, which);
+    let of = in_force.compiled.outbound.get(guest.number);
+    let Some(allocation) = of.and_then(|of| of.allocations[which].as_ref()) else { return ways };
+    let scenario = match allocation.scenario {
+        Compiled::OutboundRule => Scenario::OutboundRule,
+        Compiled::LoadBalancingRule => Scenario::LoadBalancingRule,
+        Compiled::Default => Scenario::Default,
+    };
+    // `loadBalancers/lb/outboundRules/out` is lb/out to people.
+    let words: Vec<&str> = allocation.place.split('/').collect();
+    let name = match words.as_slice() {
+        [_, balancer, _, rule] => format!("{balancer}/{rule}"),
+        _ => String::new(),
+    };
+    let taken = WayOut { scenario, name, addresses: allocation.frontends.clone() };
+    // Several load balancing rules of a pool are one way out.
+    ways.open.retain(|way| way.scenario != scenario);
+    let at = ways.open.iter().position(|way| way.scenario > scenario).unwrap_or(ways.open.len());
+    ways.open.insert(at, taken);
+    ways
+}
+
+/// The same from the policy alone.
+fn ways(network: &Network, place: (usize, usize), which: usize) -> Ways {
+    if which == ALLOC_ECHO {
+        // Identifiers are TCP's ports, for those that have UDP's as well.
+        let (tcp, udp) = (ways(network, place, ALLOC_TCP), ways(network, place, ALLOC_UDP));
+        let shared = |ways: &Ways| ways.open.iter().any(|way| way.scenario != Scenario::Instance);
+        if shared(&tcp) && shared(&udp) {
+            return tcp;
+        }
+        let open = tcp.open.into_iter().filter(|way| way.scenario == Scenario::Instance).collect();
+        let mut closed = vec!["a ping needs ports of TCP and of UDP".to_owned()];
+        for why in tcp.closed.into_iter().chain(udp.closed) {
+            if !closed.contains(&why) {
+                closed.push(why);
+            }
+        }
+        return Ways { open, closed };
+    }
     let mut ways = Ways::default();
     let configuration = &network.interfaces[place.0].addresses[place.1];
     let v6 = configuration.address.is_ipv6();
@@ -68,19 +109,33 @@ pub fn ways(network: &Network, place: (usize, usize), which: usize) -> Ways {
         Some(_) => ways.closed.push(format!("its instance-level public IP is not of {family}")),
         None => ways.closed.push("no instance-level public IP".to_owned()),
     }
-    let mut pooled = false;
+    let (mut pooled, mut ruled) = (false, false);
     for balancer in &network.load_balancers {
-        pooled |= balancer.pools.iter().any(|pool| pool.members.contains(&place));
+        let has = |pool: usize| balancer.pools[pool].members.contains(&place);
+        let frontend =
+            |frontend: usize| !of_family(&balancer.frontends[frontend].public_addresses).is_empty();
+        pooled |= (0..balancer.pools.len()).any(has);
+        ruled |= balancer.rules.iter().any(|rule| has(rule.pool) && frontend(rule.frontend));
+        ruled |= balancer
+            .outbound_rules
+            .iter()
+            .any(|rule| has(rule.pool) && rule.frontends.iter().any(|&f| frontend(f)));
         of_balancer(&mut ways, balancer, place, which, &of_family, family);
     }
     if !pooled {
         ways.closed.push("in no backend pool".to_owned());
+    } else if !ruled {
+        ways.closed.push(format!("no rule links its backend pool to a frontend of {family}"));
     }
     let subnet = &network.subnets[configuration.subnet];
     match &network.default_outbound {
         None => ways.closed.push("the policy has no defaultOutbound".to_owned()),
         Some(_) if !subnet.default_outbound => {
             ways.closed.push(format!("subnet {} has defaultOutboundAccess off", subnet.name));
+        }
+        Some(_) if ruled => {
+            ways.closed
+                .push("default outbound is only for who stands behind no rule of a load balancer".to_owned());
         }
         Some(default) => match of_family(&default.public_addresses) {
             none if none.is_empty() => ways.closed.push(format!("defaultOutbound has no {family} address")),
@@ -143,8 +198,7 @@ fn covers(protocol: TransportProtocol, which: usize) -> bool {
 
 /// Why a guest has no SNAT ports.
 pub fn no_ports(in_force: &InForce, guest: &Guest<'_>) -> String {
-    let network = &in_force.loaded.network;
-    let both = [ALLOC_TCP, ALLOC_UDP].map(|which| ways(network, guest.place, which));
+    let both = [ALLOC_TCP, ALLOC_UDP].map(|which| ways_of(in_force, guest, which));
     let first = both.iter().find_map(|ways| ways.open.first());
     match first {
         Some(way) if way.scenario == Scenario::Instance => {
@@ -152,10 +206,8 @@ pub fn no_ports(in_force: &InForce, guest: &Guest<'_>) -> String {
         }
         Some(way) => format!("{} has given it no ports yet: see `status`", way.text()),
         None => {
-            let mut closed: Vec<&String> = both.iter().flat_map(|ways| &ways.closed).collect();
-            closed.dedup();
             let mut said: Vec<&str> = Vec::new();
-            for why in closed {
+            for why in both.iter().flat_map(|ways| &ways.closed) {
                 if !said.contains(&why.as_str()) {
                     said.push(why);
                 }
@@ -168,7 +220,6 @@ pub fn no_ports(in_force: &InForce, guest: &Guest<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_common::policy::ALLOC_ECHO;
 
     const POLICY: &str = "
 virtualNetworks:
@@ -209,7 +260,7 @@ uplinks: [{ device: up }]
         assert_eq!(scenarios(1, ALLOC_TCP).0, [Scenario::OutboundRule]);
         let (open, closed) = scenarios(1, ALLOC_UDP);
         assert!(open.is_empty() && closed.contains("outbound rule lb/out is for Tcp only"), "{closed}");
-        assert!(scenarios(1, ALLOC_ECHO).0.is_empty(), "a ping needs a rule for every protocol");
+        assert!(scenarios(1, ALLOC_ECHO).0.is_empty(), "a ping needs a rule for either");
         let (open, closed) = scenarios(2, ALLOC_TCP);
         assert!(open.is_empty());
         for why in ["no instance-level public IP", "in no backend pool", "no defaultOutbound"] {
