@@ -16,6 +16,7 @@ use crate::compile::ports::{MoveKind, moves};
 use crate::flows::allocations::port_ranges;
 use crate::flows::ports::PortUse;
 use crate::policy::Loaded;
+use crate::policy::network::OnRuleChange;
 
 /// What would change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +115,11 @@ pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, us
             flows,
         })
         .collect();
+    let again =
+        (loaded.network.on_rule_change == OnRuleChange::Reevaluate && !things.is_empty()).then(|| {
+            "onRuleChange is reevaluate: live flows are judged again, and those that are denied then end"
+                .to_owned()
+        });
     Preview {
         file: file.display().to_string(),
         changes: !things.is_empty() || !ports.is_empty(),
@@ -123,7 +129,7 @@ pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, us
         owed: owed(plan),
         drain_seconds: loaded.network.snat.drain_seconds,
         flows_cut_now: 0,
-        warnings: plan.compiled.warnings.iter().map(ToString::to_string).collect(),
+        warnings: plan.compiled.warnings.iter().map(ToString::to_string).chain(again).collect(),
         findings: loaded.warnings.render(false),
     }
 }

@@ -87,7 +87,8 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
                     half,
                     source: to_v6(from.0),
                     destination: to_v6(to.0),
-                    ..HalfRecord6::default()
+                    new_source: to_v6(outside.0),
+                    new_destination: to_v6(to.0),
                 };
                 table.slot(slot).cast::<HalfRecord6>().write_volatile(wide);
             } else {

@@ -118,17 +118,17 @@ impl State {
         for found in findings {
             lines.extend(self.detect(found, now, false));
         }
-        let refusals = &mut self.refusals;
         self.standing.retain(|about, standing| {
             let refused = standing.refused != 0 && now.saturating_sub(standing.refused) < QUIET;
             if standing.seen == now || refused {
                 return true;
             }
-            refusals.retain(|_, of| of != about);
             let lasted = span(Duration::from_secs(now.saturating_sub(standing.since)));
             lines.push(format!("{} ended after {lasted}: {}", about.event(), about.who()));
             false
         });
+        let standing = &self.standing;
+        self.refusals.retain(|_, about| standing.contains_key(about));
         // An event that lasts only by its refusals is told again, too.
         for (about, standing) in &mut self.standing {
             if now.saturating_sub(standing.told) >= AGAIN {
@@ -178,6 +178,10 @@ impl About {
     }
 
     fn frontend(&self) -> String {
+        if self.frontends.is_empty() {
+            // All it will have drains elsewhere still.
+            return "no public address yet".to_owned();
+        }
         let all: Vec<String> = self.frontends.iter().map(IpAddr::to_string).collect();
         all.join(", ")
     }
