@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
+use super::drains::occupied;
 use super::image::{attach_plan, policy_image};
 use super::plan::{self, Plan};
 use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
@@ -20,7 +21,6 @@ use super::world::{self, World};
 use super::{Options, Preview, Refusal, preview};
 use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
-use crate::flows::ports::PortUse;
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
 use crate::observe::history::{History, Holdings};
@@ -65,7 +65,7 @@ pub struct Gateway {
     host: Host,
     journal: Journal,
     state: StateDir,
-    ownership: Ownership,
+    pub(super) ownership: Ownership,
     /// Drivers that refused our XDP program, and how.
     refused: BTreeMap<String, String>,
     attached: BTreeSet<(u32, Hook)>,
@@ -87,7 +87,7 @@ impl Gateway {
         let loaded = Arc::new(loaded);
         let view = plan::look(&host, &journal).await?;
         let plan = block_in_place(|| {
-            plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            plan::plan(view.clone(), &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
         let mut load = LoadOptions::for_flows(
             loaded.network.flow_table.max_flows,
@@ -102,6 +102,16 @@ impl Gateway {
             log::warn!("{note}");
         }
         let adopted = datapath.adopted();
+        let plan = if adopted {
+            // Only now is it known which ports live flows stand on.
+            block_in_place(|| {
+                let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                let view = occupied(view, &saved.ownership, tables);
+                plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            })?
+        } else {
+            plan
+        };
         let started = Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
         let (datapath, plan, prepared, world, refused) = match started {
             Ok(started) => started,
@@ -182,6 +192,8 @@ impl Gateway {
                     refused.insert(device, format!("{:#}", error.root_cause()));
                     let view = plan::look(host, journal).await?;
                     plan = block_in_place(|| {
+                        let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                        let view = occupied(view, &saved.ownership, tables);
                         plan::plan(view, loaded, &saved.registry, &saved.ownership, generation, &refused)
                     })?;
                 }
@@ -270,15 +282,15 @@ impl Gateway {
 
     /// What putting this policy in force would change. Nothing is written, loaded or sent.
     pub async fn preview(&self, file: &Path, loaded: &Loaded) -> Result<Preview, Refusal> {
-        let mut view = plan::look(&self.host, &self.journal).await?;
+        let view = plan::look(&self.host, &self.journal).await?;
         let in_force = self.shared.in_force();
         let registry = self.shared.registry().clone();
         let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
         block_in_place(|| {
-            let used = PortUse::look(self.shared.flow_tables());
-            (view.facts.live, view.facts.now) = (used.live_units(), unix_seconds(SystemTime::now()));
+            let view = occupied(view, &self.ownership, self.shared.flow_tables());
+            let live = view.facts.live.clone();
             let plan = plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)?;
-            Ok(preview::preview(file, &in_force, loaded, &plan, &used))
+            Ok(preview::preview(file, &in_force, loaded, &plan, &live))
         })
     }
 
@@ -291,6 +303,7 @@ impl Gateway {
         let plan = {
             let registry = self.shared.registry().clone();
             block_in_place(|| {
+                let view = occupied(view, &self.ownership, self.shared.flow_tables());
                 plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)
             })?
         };

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(400);
 /// How often routers are confirmed, three times within the time XDP trusts them.
 const CONFIRM: Duration = Duration::from_secs(20);
+/// How often ports that drain are looked at.
+const DRAINS: Duration = Duration::from_secs(10);
 
 /// What has changed on the host and was not acted on yet.
 #[derive(Debug, Default)]
@@ -94,6 +96,8 @@ pub async fn live(
     let mut tags = TagFile::default();
     let mut looks = interval(LOOK);
     let mut confirmations = interval(CONFIRM);
+    let mut drains = interval(DRAINS);
+    drains.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     confirmations.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pending = Pending::default();
@@ -159,6 +163,7 @@ pub async fn live(
                     reload(&mut gateway, file.clone()).await;
                 }
             }
+            _ = drains.tick() => drains_over(&mut gateway).await,
             _ = confirmations.tick() => host_changed(&mut gateway, !watching, false).await,
         }
     }
@@ -241,6 +246,21 @@ async fn host_changed(gateway: &mut Gateway, devices: bool, gone: bool) {
     }
     if let Err(error) = gateway.refresh_world().await {
         log::error!("routes to the world were not brought up to date: {error:#}");
+    }
+}
+
+async fn drains_over(gateway: &mut Gateway) {
+    match gateway.look_after_drains().await {
+        Ok(true) => {
+            let generation = gateway.shared.in_force().compiled.generation;
+            gateway.shared.devices_are_right();
+            log::info!("ports that drained are free: generation {generation} is in force");
+        }
+        Ok(false) => {}
+        Err(refusal) => {
+            log::error!("ports that drained could not be handed out again: {}", refusal.message());
+            trouble(gateway, &refusal, true);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! run         lock, policy, runtime                            this file
 //! gateway     start, change of policy, change of devices       gateway, plan, image
+//! drains      ports on their way to another owner              drains
 //! preview     what a policy would change                       preview, inventory
 //! world       routes and neighbours into the datapath          world
 //! life        what happens when: signals, files, netlink       life
@@ -13,6 +14,7 @@
 
 mod answers;
 mod down;
+mod drains;
 mod gateway;
 mod image;
 mod inventory;

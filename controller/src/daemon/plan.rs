@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, anyhow};
 
 use super::Refusal;
+use super::drains::unix_seconds;
 use crate::compile::{self, CompileError, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
 use crate::hosts::{self, DeviceChoice, Host, HostChange, Journal, Links, Ranges};
 use crate::policy::{Diagnostics, Loaded};
@@ -64,8 +65,8 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
             (link.name.clone(), facts)
         })
         .collect();
-    let facts =
-        HostFacts { addresses, devices, ephemeral: hosts::ephemeral_range()?, ..HostFacts::default() };
+    let (ephemeral, now) = (hosts::ephemeral_range()?, unix_seconds());
+    let facts = HostFacts { addresses, devices, ephemeral, now, ..HostFacts::default() };
     Ok(HostView { links, facts })
 }
 

@@ -12,9 +12,9 @@ use super::inventory::{Inventory, inventory};
 use super::plan::Plan;
 use super::shared::InForce;
 use crate::cli::table::Table;
+use crate::compile::LiveUnits;
 use crate::compile::ports::{MoveKind, moves};
 use crate::flows::allocations::port_ranges;
-use crate::flows::ports::PortUse;
 use crate::policy::Loaded;
 use crate::policy::network::OnRuleChange;
 
@@ -87,10 +87,9 @@ pub struct Owed {
 const LINE: usize = 400;
 
 /// Compares what is in force with what a policy would come to.
-pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, used: &PortUse) -> Preview {
+pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, live: &LiveUnits) -> Preview {
     let things = compare(&inventory(&in_force.loaded.network), &inventory(&loaded.network));
-    let live = used.live_units();
-    let moved = moves(&in_force.compiled.ownership, &plan.compiled.ownership, &live);
+    let moved = moves(&in_force.compiled.ownership, &plan.compiled.ownership, live);
     let mut grouped: BTreeMap<(String, IpAddr, u8, &str), (BTreeSet<u16>, u32)> = BTreeMap::new();
     for unit in moved {
         let (change, flows) = match unit.what {

@@ -3,6 +3,7 @@
 pub mod allocations;
 mod kill;
 mod list;
+mod occupancy;
 pub mod ports;
 mod reaper;
 pub mod snat;
@@ -13,6 +14,7 @@ pub use kill::{Ended, Selection, flush, kill};
 pub use list::{
     Flow, FlowEnds, FlowList, Pair, address, end, list, live, no_guest, protocol_name, protocol_number,
 };
+pub use occupancy::{end_on, live_units};
 pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
 pub use snat_views::{ByDestination, PortHolders, by_destination, port_holders};

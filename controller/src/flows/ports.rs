@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
 use portcullis_common::layout::{HalfRecord, KIND_FLOW, KIND_MAPPING, WORLD};
-use portcullis_common::policy::UNIT_PORTS;
 use portcullis_common::tcp_state::{self, State};
 
 use super::list::address;
@@ -119,23 +118,6 @@ impl PortUse {
     pub fn holders(&self) -> impl Iterator<Item = (&Holder, &Taken)> {
         self.holders.iter()
     }
-
-    /// Live flows on each unit of 8 ports, by public address and 6 or 17; pings count as TCP, whose units they use.
-    pub fn live_units(&self) -> HashMap<(IpAddr, u8, u16), u32> {
-        let mut units = HashMap::new();
-        for (holder, taken) in &self.holders {
-            let protocol = if holder.protocol == 17 { 17 } else { 6 };
-            for (&port, on) in &taken.ports {
-                // A quiet socket's port counts as one: taken from it, its next packet would go under another.
-                let live = if on.live == 0 && on.ended == 0 { 1 } else { on.live };
-                if live != 0 {
-                    let unit = port / UNIT_PORTS as u16;
-                    *units.entry((holder.frontend, protocol, unit)).or_default() += live;
-                }
-            }
-        }
-        units
-    }
 }
 
 impl Taken {
@@ -219,7 +201,6 @@ pub(crate) mod tests {
         assert_eq!(taken.ports[&1024], OnPort { live: 2, ended: 0 });
         assert_eq!(taken.ports[&1025], OnPort { live: 0, ended: 1 });
         assert_eq!(taken.busiest(), Some(("198.51.100.1:443".parse().unwrap(), 2)), "held back is taken");
-        assert_eq!(used.live_units()[&(holder.frontend, 6, 128)], 2, "an ended flow is nothing to wait for");
         assert_eq!(used.of(Holder { hop: 8, ..holder }), None);
     }
 
@@ -231,6 +212,5 @@ pub(crate) mod tests {
         assert_eq!(taken.ports[&2049], OnPort::default());
         assert_eq!(taken.ports[&2048].live, 1);
         assert_eq!(taken.destinations.len(), 1);
-        assert_eq!(used.live_units()[&(holder.frontend, 17, 256)], 2);
     }
 }

@@ -7,6 +7,7 @@ mod kernel;
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use portcullis::compile::ports::TCP;
 use portcullis::compile::{self, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
 use portcullis::datapath::PolicyImage;
 use portcullis::policy;
@@ -189,6 +190,7 @@ impl Gateway {
 
     /// Does `member` (`vm1/ipconfig1`) own this port of this public address?
     pub fn owns(&self, member: &str, address: std::net::Ipv4Addr, port: u16) -> bool {
-        self.compiled.ownership.owner(address, port) == Some(member)
+        let owner = self.compiled.ownership.owner(address.into(), TCP, port);
+        owner.is_some_and(|owner| owner.member == member)
     }
 }

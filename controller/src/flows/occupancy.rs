@@ -1,0 +1,86 @@
+//! Which units of public ports live flows stand on, and ending those on units whose time is over.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
+use portcullis_common::layout::{HalfRecord, KIND_MAPPING, WORLD};
+use portcullis_common::policy::UNIT_PORTS;
+
+use super::kill::IN_FLIGHT;
+use super::list::address;
+use crate::compile::LiveUnits;
+use crate::compile::ports::{TCP, UDP};
+use crate::datapath::{FlowTable, now_tick};
+
+/// A unit of a public address: address, [`TCP`] (with echo) or [`UDP`], number.
+pub type Unit = (IpAddr, u8, u16);
+
+/// Counts the live flows on each unit. A socket's mapping counts like a flow where no flow stands on its unit: its next packet
+/// opens one.
+pub fn live_units(tables: [&FlowTable; 2]) -> LiveUnits {
+    let now = now_tick();
+    let (mut flows, mut mapped) = (LiveUnits::new(), HashSet::new());
+    for (table, slot, record) in claims(tables) {
+        if !table.is_alive(&record, now) {
+            continue;
+        }
+        let Some(unit) = unit_of(table, slot, &record) else { continue };
+        if record.key.kind == KIND_MAPPING {
+            mapped.insert(unit);
+        } else {
+            *flows.entry(unit).or_default() += 1;
+        }
+    }
+    for unit in mapped {
+        flows.entry(unit).or_insert(1);
+    }
+    flows
+}
+
+/// Ends everything that lives on these units; how many flows.
+pub fn end_on(tables: [&FlowTable; 2], units: &HashSet<Unit>) -> usize {
+    let end = |mappings: bool| {
+        let mut ended = 0;
+        for (table, slot, record) in claims(tables) {
+            if (record.key.kind == KIND_MAPPING) == mappings
+                && table.is_alive(&record, now_tick())
+                && unit_of(table, slot, &record).is_some_and(|unit| units.contains(&unit))
+                && table.end(slot, &record, now_tick())
+            {
+                ended += 1;
+            }
+        }
+        ended
+    };
+    let flows = end(false);
+    if end(true) == 0 {
+        return flows;
+    }
+    // Flows opened over a mapping since the first pass: from here on nobody finds one, and whoever found it before is done.
+    std::thread::sleep(IN_FLIGHT);
+    flows + end(false)
+}
+
+/// Half-records by which a public port is taken: the reverse half of a flow, the outer one of a mapping.
+fn claims<'t>(tables: [&'t FlowTable; 2]) -> impl Iterator<Item = (&'t FlowTable, u32, HalfRecord)> {
+    let all =
+        tables.into_iter().flat_map(|table| table.iter().map(move |(slot, record)| (table, slot, record)));
+    all.filter(|(_, _, record)| is_claim(record))
+}
+
+fn is_claim(record: &HalfRecord) -> bool {
+    let flags = Ctl(record.ctl).flags();
+    flags & FLAG_SNAT != 0 && flags & FLAG_FORWARD == 0 && record.key.network == WORLD
+}
+
+/// The unit a claim stands on; `None` if its slot has begun another life.
+fn unit_of(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<Unit> {
+    let public = if table.is_v6() {
+        IpAddr::V6(table.addresses6(slot, record)?[1])
+    } else {
+        IpAddr::V4(address(record.key.destination))
+    };
+    let protocol = if record.key.protocol == UDP { UDP } else { TCP };
+    Some((public, protocol, u16::from_be(record.key.destination_port) / UNIT_PORTS as u16))
+}
