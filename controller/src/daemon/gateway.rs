@@ -23,7 +23,8 @@ use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
-use crate::observe::history::{History, Holdings};
+use crate::observe::history::History;
+use crate::observe::holdings::Holdings;
 use crate::observe::time::{rfc3339, unix_seconds};
 use crate::policy::Loaded;
 
@@ -410,7 +411,7 @@ impl Gateway {
     pub async fn devices_changed(&mut self, must: bool) -> Result<bool, Refusal> {
         let in_force = self.shared.in_force();
         let view = plan::look(&self.host, &self.journal).await?;
-        let facts = plan::relevant(view.facts.clone(), &in_force.loaded);
+        let facts = plan::relevant(view.facts.clone(), &in_force.loaded).lasting();
         let choices = hosts::choose_hooks_without(&in_force.loaded.network, &view.links, &self.refused)
             .map_err(Refusal::Host)?;
         let gone =

@@ -1,5 +1,9 @@
 //! The allocation history on disk: changes, torn lines, rotation.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::super::holdings::{Held, Thing};
 use super::*;
 
 struct Scratch(PathBuf);

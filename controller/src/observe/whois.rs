@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::history::{Held, Holdings, Thing, replay};
+use super::history::replay;
+use super::holdings::{Held, Holdings, Thing};
 use super::time::{parse, unix, unix_seconds};
 use crate::api::Failure;
 use crate::cli::table::Table;
