@@ -83,6 +83,9 @@ pub struct Owed {
     pub entitled: u32,
 }
 
+/// Units that move, and the live flows on them.
+type Moving = (BTreeSet<u16>, u32);
+
 /// Longest line about a thing that is told.
 const LINE: usize = 400;
 
@@ -90,7 +93,7 @@ const LINE: usize = 400;
 pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, live: &LiveUnits) -> Preview {
     let things = compare(&inventory(&in_force.loaded.network), &inventory(&loaded.network));
     let moved = moves(&in_force.compiled.ownership, &plan.compiled.ownership, live);
-    let mut grouped: BTreeMap<(String, IpAddr, u8, &str), (BTreeSet<u16>, u32)> = BTreeMap::new();
+    let mut grouped: BTreeMap<(String, IpAddr, u8, &str), Moving> = BTreeMap::new();
     for unit in moved {
         let (change, flows) = match unit.what {
             MoveKind::Drains { flows } => ("drains", flows),
