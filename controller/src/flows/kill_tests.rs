@@ -165,7 +165,7 @@ fn a_flow_of_ipv6_is_selected_by_its_whole_addresses() {
         };
         put(flows, tcp);
         // The same last 32 bits, which is all that the first half of its record knows.
-        put(flows, Put { slot: 2, from: ("fd00:9::4", 40000), ..tcp });
+        put(flows, Put { slot: 2, from: ("fd00:9::4", 40000), outside: ("fd00:9::4", 40000), ..tcp });
         let pair = live(flows, now_tick()).next().unwrap();
         let ends = pair.ends().unwrap();
         assert_eq!(
