@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
@@ -18,12 +18,14 @@ use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
 use super::shared::{InForce, Order, Shared};
 use super::state::{DYING, Saved, StateDir};
 use super::world::{self, World};
-use super::{Options, Refusal};
+use super::{Options, Preview, Refusal, preview};
 use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
-use crate::observe::time::rfc3339;
+use crate::observe::history::History;
+use crate::observe::holdings::Holdings;
+use crate::observe::time::{rfc3339, unix_seconds};
 use crate::policy::Loaded;
 use crate::probes::{Book, Probers, with_probers};
 
@@ -70,6 +72,7 @@ pub struct Gateway {
     /// Drivers that refused our XDP program, and how.
     refused: BTreeMap<String, String>,
     attached: BTreeSet<(u32, Hook)>,
+    history: History,
 }
 
 impl Gateway {
@@ -145,7 +148,10 @@ impl Gateway {
         let hops = Arc::clone(&shared);
         reap(&tables, &shared.reaper, move |index| hops.datapath().next_hop(index).ok())
             .context("starting the reaper")?;
-        let mut gateway = Self { shared, world, probers, host, journal, state, ownership, refused, attached };
+        let history = History::open(state.path());
+        let mut gateway =
+            Self { shared, world, probers, host, journal, state, ownership, refused, attached, history };
+        gateway.note_history();
         gateway.follow_health().await;
         Ok(gateway)
     }
@@ -252,6 +258,7 @@ impl Gateway {
         let in_force = InForce::new(file.clone(), loaded, plan, warnings.clone(), waiting);
         let applied_at = rfc3339(in_force.applied_at);
         self.shared.set_in_force(in_force);
+        self.note_history();
         self.follow_health().await;
         // From here on the policy is in force; what fails now is tidying and is said, not undone.
         if let Err(error) = self.refresh_world().await {
@@ -286,6 +293,29 @@ impl Gateway {
             changes: made,
             warnings,
             findings,
+        })
+    }
+
+    /// Writes down who has which ports and addresses from now on. A disk that is full is no reason to change nothing.
+    fn note_history(&mut self) {
+        let now = unix_seconds(SystemTime::now());
+        let held = Holdings::of(&self.shared.in_force(), now);
+        if let Err(error) = block_in_place(|| self.history.note(held, now)) {
+            log::warn!("the allocation history in {} is not written: {error}", self.state.path().display());
+        }
+    }
+
+    /// What putting this policy in force would change. Nothing is written, loaded or sent.
+    pub async fn preview(&self, file: &Path, loaded: &Loaded) -> Result<Preview, Refusal> {
+        let view = plan::look(&self.host, &self.journal).await?;
+        let in_force = self.shared.in_force();
+        let registry = self.shared.registry().clone();
+        let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
+        block_in_place(|| {
+            let view = occupied(view, &self.ownership, self.shared.flow_tables());
+            let live = view.facts.live.clone();
+            let plan = plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)?;
+            Ok(preview::preview(file, &in_force, loaded, &plan, &live))
         })
     }
 
@@ -406,7 +436,7 @@ impl Gateway {
         let in_force = self.shared.in_force();
         let view = plan::look(&self.host, &self.journal).await?;
         let network = with_probers(&in_force.loaded.network);
-        let facts = plan::relevant(view.facts.clone(), &network);
+        let facts = plan::relevant(view.facts.clone(), &network).lasting();
         let choices =
             hosts::choose_hooks_without(&network, &view.links, &self.refused).map_err(Refusal::Host)?;
         let gone =

@@ -17,6 +17,7 @@ use super::state::StateDir;
 use super::{Options, Refusal, answers};
 use crate::api::server;
 use crate::hosts::{HostEvent, Watch};
+use crate::observe::scrape;
 use crate::policy::{self, Loaded};
 
 /// How long to wait for more of the same before reacting to a change on the host.
@@ -68,12 +69,18 @@ pub async fn live(
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let (orders, mut commands) = mpsc::channel(8);
     let (socket, mut file) = (options.socket.clone(), options.policy.clone());
+    let door = match &options.metrics {
+        Some(place) => Some(scrape::Door::open(place).await?),
+        None => None,
+    };
     let mut gateway = Gateway::start(options, loaded, state, orders).await?;
     let shared = Arc::clone(&gateway.shared);
     match shared.datapath().events() {
         Ok(events) => _ = tokio::spawn(crate::observe::events::follow(events, Arc::clone(&shared))),
         Err(error) => log::warn!("drops will not be shown one by one: {error:#}"),
     }
+    let health = tokio::spawn(crate::observe::health::watch(Arc::clone(&shared)));
+    let metrics = door.map(|door| tokio::spawn(scrape::serve(door, Arc::clone(&shared))));
     if log::log_enabled!(log::Level::Debug) {
         match shared.datapath_mut().kernel_log() {
             Ok(Some(lines)) => _ = tokio::spawn(lines.run()),
@@ -119,6 +126,13 @@ pub async fn live(
                     // Whoever asked may have gone.
                     let _ = done.send(outcome.map_err(|refusal| refusal.failure()));
                 }
+                Some(Order::Plan { file, done }) => {
+                    let outcome = match policy::load(&file) {
+                        Ok(loaded) => gateway.preview(&file, &loaded).await,
+                        Err(found) => Err(Refusal::Policy(found)),
+                    };
+                    let _ = done.send(outcome.map_err(|refusal| refusal.failure()));
+                }
                 Some(Order::Stop { done }) => {
                     log::info!("told to stop");
                     let _ = done.send(());
@@ -154,9 +168,16 @@ pub async fn live(
         }
     }
     server.abort();
+    health.abort();
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     shared.reaper.stop();
     // Nobody is to find a socket that does not answer.
     let _ = std::fs::remove_file(&socket);
+    if let Some(scrape::Place::Unix(path)) = &shared.options.metrics {
+        let _ = std::fs::remove_file(path);
+    }
     log::info!(
         "stopped; the datapath keeps running with generation {}: `portcullis run` takes it over, `portcullis down` \
          removes it",

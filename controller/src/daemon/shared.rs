@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 use portcullis_common::policy::Endpoint;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Applied, Options};
+use super::{Applied, Options, Preview};
 use crate::api::Failure;
 use crate::compile::lookup::Image;
 use crate::compile::{Compiled, HostFacts, Registry, RuleInfo};
@@ -17,6 +17,7 @@ use crate::datapath::{Datapath, FlowTable};
 use crate::flows::ReaperCounts;
 use crate::hosts::{DeviceChoice, Links};
 use crate::observe::events::EventLog;
+use crate::observe::health::HealthLog;
 use crate::policy::Loaded;
 use crate::policy::network::Direction;
 use crate::probes::Book;
@@ -203,6 +204,8 @@ pub struct Trouble {
 pub enum Order {
     /// Load a policy.
     Apply { file: PathBuf, done: oneshot::Sender<Result<Applied, Failure>> },
+    /// Find out what loading a policy would change.
+    Plan { file: PathBuf, done: oneshot::Sender<Result<Preview, Failure>> },
     /// End.
     Stop { done: oneshot::Sender<()> },
 }
@@ -225,6 +228,7 @@ pub struct Shared {
     pub reaper: Arc<ReaperCounts>,
     pub health: Arc<Book>,
     pub events: EventLog,
+    pub health_log: HealthLog,
     pub orders: mpsc::Sender<Order>,
 }
 
@@ -254,6 +258,7 @@ impl Shared {
             reaper,
             health,
             events: EventLog::default(),
+            health_log: HealthLog::default(),
             orders,
         }
     }

@@ -23,8 +23,8 @@ pub fn environment(
 ) -> anyhow::Result<(HostEnv, [u8; 6])> {
     let compiled = &in_force.compiled;
     let parity = compiled.generation & 1;
-    // The seed only picks the example of a port.
-    let mut env = HostEnv::new(BUCKETS, [0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908]);
+    // With the kernel's own secrets a listener's backend is the one that the kernel chooses, and so is the first port tried.
+    let mut env = HostEnv::new(BUCKETS, shared.datapath().seed());
     env.control.generation = compiled.generation;
     env.control.settings[parity as usize] = compiled.settings;
     env.set_now(now_tick());

@@ -22,6 +22,7 @@ use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
 
 use super::balancing::{Balanced, balanced};
 use super::drops::{Lost, losses};
+use super::health::HealthEvent;
 
 #[path = "status_text.rs"]
 mod text;
@@ -58,6 +59,9 @@ pub struct Status {
     /// Other firewalls on this host, which forwarded packets bypass.
     pub firewalls: Vec<OtherFirewall>,
     pub warnings: Vec<String>,
+    /// What is going wrong with guests' ports right now, the worst first.
+    #[serde(default)]
+    pub health_events: Vec<HealthEvent>,
     pub memory: Memory,
     /// The programs of this daemon's load.
     pub programs: Vec<Program>,
@@ -210,6 +214,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
             .map(|found| OtherFirewall { name: found.name.to_owned(), evidence: found.evidence })
             .collect(),
         warnings: warnings(&in_force).into_iter().chain(blocked).collect(),
+        health_events: shared.health_log.events(),
         memory: Memory {
             resident_bytes: resident(),
             policy_bytes: in_force.compiled.memory_bytes as u64,

@@ -64,6 +64,9 @@ impl Status {
         for warning in &self.warnings {
             line("warning", warning.trim_end().replace('\n', "; "));
         }
+        for event in &self.health_events {
+            line("health", event.text.clone());
+        }
         for device in &self.missing_devices {
             line("missing", format!("device {device}: its guests are served as soon as it exists"));
         }
@@ -197,6 +200,7 @@ mod tests {
             lost: vec![Lost { at: "xdp_redirect_err".into(), packets: 4 }],
             firewalls: Vec::new(),
             warnings: Vec::new(),
+            health_events: Vec::new(),
             memory: Memory { resident_bytes: 0, policy_bytes: 0, flow_table_bytes: 0 },
             programs: Vec::new(),
         };
