@@ -187,8 +187,9 @@ impl Gateway {
         }
     }
 
-    /// Does `member` (`vm1/ipconfig1`) own this port of this public address?
+    /// Does `member` (`vm1/ipconfig1`) own this port of this public address for TCP?
     pub fn owns(&self, member: &str, address: std::net::Ipv4Addr, port: u16) -> bool {
-        self.compiled.ownership.owner(address, port) == Some(member)
+        let owner = self.compiled.ownership.owner(address.into(), compile::ports::TCP, port);
+        owner.is_some_and(|owner| owner.member == member)
     }
 }
