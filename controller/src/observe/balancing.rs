@@ -6,9 +6,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::metrics::BackendHealth;
 use super::time::rfc3339;
 use crate::answers::trace::{Packet, judge};
-use crate::compile::PLATFORM_ADDRESS;
+use crate::compile::ports::UDP;
+use crate::compile::{ListenerOf, PLATFORM_ADDRESS};
+use crate::daemon::Shared;
 use crate::policy::network::{Access, Direction, Network, Probe};
 use crate::probes::{Book, Health, down_name};
 
@@ -80,6 +83,29 @@ pub fn balanced(network: &Network, health: &Book) -> (Vec<Balanced>, Vec<String>
         }
     }
     (rules, warnings)
+}
+
+/// The backends of every listener and whether they get new flows.
+pub fn backends(shared: &Shared) -> Vec<BackendHealth> {
+    let (in_force, down) = (shared.in_force(), shared.health.down());
+    let of = |listener: &ListenerOf| {
+        let candidates = listener.candidates.iter().filter_map(|(guest, endpoint)| {
+            Some(BackendHealth {
+                frontend: listener.frontend,
+                frontend_port: listener.port,
+                protocol: if listener.protocol == UDP { "Udp" } else { "Tcp" },
+                backend: in_force.guest(*endpoint as usize)?.address,
+                backend_port: listener.backend_port,
+                guest: guest.clone(),
+                healthy: listener
+                    .probe
+                    .as_ref()
+                    .is_none_or(|probe| !down.contains(&format!("{probe}/{guest}"))),
+            })
+        });
+        candidates.collect::<Vec<_>>()
+    };
+    in_force.compiled.listeners.iter().flat_map(of).collect()
 }
 
 fn member(network: &Network, (interface, configuration): (usize, usize)) -> String {

@@ -27,6 +27,8 @@ pub struct BackendHealth {
     pub protocol: &'static str,
     pub backend: IpAddr,
     pub backend_port: u16,
+    /// `vm1/ipconfig1`: two virtual networks may have the same addresses.
+    pub guest: String,
     pub healthy: bool,
 }
 
@@ -41,7 +43,7 @@ pub fn text(shared: &Shared) -> anyhow::Result<Vec<u8>> {
     let mut families = snat(&guests(shared, &in_force, &used));
     let count = |reason: Reason| reasons.get(reason as usize).map_or(0, |count| count.packets);
     families.push(connections(tried.iter().sum(), count(Reason::SnatExhausted) + count(Reason::SnatRefused)));
-    families.extend(availability(&super::backends(shared)));
+    families.extend(availability(&super::balancing::backends(shared)));
     let by_reason = |of: fn(&portcullis_common::layout::Count) -> u64| -> Vec<Metric> {
         let pairs = Reason::ALL.iter().zip(&reasons);
         pairs.map(|(reason, n)| counter(&[("reason", reason.label())], of(n) as f64)).collect()
@@ -135,6 +137,7 @@ fn availability(backends: &[BackendHealth]) -> Vec<MetricFamily> {
             ("BackendIPAddress", backend.backend.to_string()),
             ("BackendPort", backend.backend_port.to_string()),
             ("ProtocolType", backend.protocol.to_owned()),
+            ("Guest", backend.guest.clone()),
         ];
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
         dips.push(gauge(&labels, percent(backend.healthy)));
@@ -310,12 +313,13 @@ mod tests {
             protocol: "Tcp",
             backend: [10, 0, 0, last].into(),
             backend_port: 8080,
+            guest: format!("vm{last}/ipconfig1"),
             healthy,
         };
         let text = encode(&availability(&[backend(4, false), backend(5, true)]));
         assert!(text.contains("VipAvailability{FrontendIPAddress=\"203.0.113.10\",FrontendPort=\"80\",ProtocolType=\"Tcp\"} 100"), "{text}");
         assert!(
-            text.contains("BackendIPAddress=\"10.0.0.4\",BackendPort=\"8080\",ProtocolType=\"Tcp\"} 0"),
+            text.contains("BackendIPAddress=\"10.0.0.4\",BackendPort=\"8080\",ProtocolType=\"Tcp\",Guest=\"vm4/ipconfig1\"} 0"),
             "{text}"
         );
     }

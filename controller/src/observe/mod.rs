@@ -18,10 +18,3 @@ pub mod whois;
 pub use drops::{Drops, drops};
 pub use rules::{RuleHits, rules};
 pub use status::{Status, status};
-
-use crate::daemon::Shared;
-
-/// The backends of every listener and what their probes say.
-fn backends(_shared: &Shared) -> Vec<metrics::BackendHealth> {
-    Vec::new()
-}
