@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
-use portcullis_tests::edge::{Edge, HookCheck, under_both};
+use portcullis_tests::edge::{Edge, HookCheck, WithHook, under_both};
 use portcullis_tests::frontends::{CLIENTS, FRONTEND, FRONTEND6, Frontends, SERVER6};
 use portcullis_tests::lab::{
-    Namespace, TcpEcho, TcpHold, UdpEcho, eventually, tcp_connect_from, tcp_exchange, udp_exchange,
-    udp_socket,
+    HttpServer, Links, Namespace, TcpEcho, TcpHold, UdpEcho, curl, eventually, tcp_connect_from,
+    tcp_exchange, udp_exchange, udp_socket,
 };
 use portcullis_tests::site::{LIMIT, SERVER, SOON, apply, at, connects, echoes, private, private6};
 
@@ -41,7 +42,7 @@ loadBalancers:
 
 const ALL: [u8; 3] = [1, 2, 3];
 
-fn lab(hook: portcullis_tests::edge::WithHook) -> Frontends {
+fn lab(hook: WithHook) -> Frontends {
     let mut lab = Frontends::new(hook, &[1, 1, 1]).with_ipv6();
     lab.subnet.insert(1, "networkSecurityGroup: web".into());
     lab
@@ -318,4 +319,53 @@ fn with_floating_ip_a_guest_serves_on_the_frontends_own_address_and_its_answers_
         assert_eq!(own.kind(), std::io::ErrorKind::TimedOut, "{hook:?}");
         assert_eq!(edge.reason("spoofed_source").unwrap(), 1, "{hook:?}");
     });
+}
+
+#[test]
+fn containers_with_their_offloads_on_serve_a_frontend_and_outlive_their_controller() {
+    let mut lab = lab(WithHook::Auto);
+    lab.links = Links::ContainerVeth;
+    let mut edge = lab.start(&rest(&ALL));
+    let world = edge.topology.internet().clone();
+    let wire = edge.topology.sniff_internet().unwrap();
+    let check = HookCheck::begin(&edge, WithHook::Auto).unwrap();
+    let body: String = (0..10_000_000u32).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
+    {
+        let web = ALL.map(|n| HttpServer::start(vm(&edge, n), at(private(1, n), 8080), &body).unwrap());
+        for number in 0..6 {
+            let url = format!("http://{FRONTEND}:80/");
+            let reply = curl(&world, &url, Duration::from_secs(60), &[]).unwrap();
+            assert!(reply.status == 200 && reply.body == body, "{number}: {} bytes", reply.body.len());
+            let asked: Vec<SocketAddr> =
+                web.iter().flat_map(|server| server.requests()).map(|(peer, _)| peer).collect();
+            assert!(asked.contains(&reply.local), "the server sees {}: {asked:?}", reply.local);
+        }
+    }
+    let servers = tcp_servers(&edge, 8080);
+    let _udp = udp_servers(&edge, 53);
+    let large = vec![7; 1_000_000];
+    tcp_exchange(&world, None, at(FRONTEND, 80), &large, LIMIT).unwrap();
+    for length in [1, 33, 3000] {
+        udp_exchange(&world, None, at(FRONTEND, 53), &large[..length], LIMIT).unwrap();
+    }
+    assert!(wire.bad_checksums().is_empty(), "{:?}", wire.bad_checksums());
+    drop(wire);
+    let mut hold = TcpHold::open(&world, at(FRONTEND, 80), 60, LIMIT).unwrap();
+    let (_, who) = connect(&edge, &servers, SERVER, 81);
+    check.end(&edge).unwrap();
+
+    // With nobody in charge, live ones go on and new ones are balanced as before; and so it is after a new beginning.
+    edge.daemon.kill();
+    for moment in ["killed", "back"] {
+        assert_eq!(hold.alive(LIMIT), hold.established(), "{moment}");
+        hold.open_more(&world, at(FRONTEND, 80), 60, LIMIT).unwrap();
+        let source = Some(at(SERVER, 0));
+        let stream = tcp_connect_from(&world, source, at(FRONTEND, 81), LIMIT).unwrap();
+        let local = stream.local_addr().unwrap();
+        assert!(eventually(LIMIT, || servers[&who].peers().contains(&local)), "{moment}: the same member");
+        if moment == "killed" {
+            edge.restart().unwrap();
+        }
+    }
+    assert_eq!((hold.established(), hold.alive(LIMIT)), (180, 180), "{:?}", hold.failures());
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::edge::{Edge, WithHook, under_both};
+use portcullis_tests::edge::{Edge, HookCheck, WithHook, under_both};
 use portcullis_tests::frontends::{FRONTEND, FRONTEND6, Frontends};
 use portcullis_tests::lab::{
-    HttpServer, Namespace, TcpEcho, TcpHold, UdpEcho, curl, ping_sized, tcp_exchange, udp_exchange,
+    HttpServer, Links, Namespace, TcpEcho, TcpHold, UdpEcho, curl, ping_sized, tcp_exchange, udp_exchange,
 };
 use portcullis_tests::site::{LIMIT, SOON, at, private, private6};
 
@@ -40,7 +40,12 @@ loadBalancers:
 ";
 
 fn start(hook: WithHook) -> Edge {
+    start_on(hook, Links::CleanVeth)
+}
+
+fn start_on(hook: WithHook, links: Links) -> Edge {
     let mut lab = Frontends::new(hook, &[1, 1, 2]).with_ipv6();
+    lab.links = links;
     lab.configuration.insert(3, "publicIPAddress: pip3".into());
     lab.subnet.insert(2, "networkSecurityGroup: strict".into());
     lab.start(REST)
@@ -149,20 +154,44 @@ fn a_guest_reaches_a_neighbours_own_address_and_its_group_judges_it_as_a_strange
     });
 }
 
+/// Downloads ten megabytes from a neighbour and from oneself, by way of the frontend.
+fn download(edge: &Edge, who: &str) {
+    let body: String = (0..10_000_000u32).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
+    for (port, server) in [(8001, 2), (8002, 1)] {
+        let http = HttpServer::start(vm(edge, server), at(private(1, server), 8001), &body).unwrap();
+        let begun = Instant::now();
+        let url = format!("http://{FRONTEND}:{port}/");
+        let reply = curl(vm(edge, 1), &url, Duration::from_secs(60), &[]).unwrap();
+        println!("{who}: 10 MB from vm{server} in {:?}", begun.elapsed());
+        assert!(reply.status == 200 && reply.body == body, "{who}: {} bytes", reply.body.len());
+        let (peer, _) = &http.requests()[0];
+        assert_eq!(peer.ip(), IpAddr::from(FRONTEND), "{who}");
+    }
+}
+
 #[test]
 fn ten_megabytes_of_http_come_through_a_hairpin_whole_from_a_neighbour_and_from_oneself() {
-    under_both(|hook| {
-        let edge = start(hook);
-        let body: String = (0..10_000_000u32).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
-        for (port, server) in [(8001, 2), (8002, 1)] {
-            let http = HttpServer::start(vm(&edge, server), at(private(1, server), 8001), &body).unwrap();
-            let begun = Instant::now();
-            let url = format!("http://{FRONTEND}:{port}/");
-            let reply = curl(vm(&edge, 1), &url, Duration::from_secs(60), &[]).unwrap();
-            println!("{hook:?}: 10 MB from vm{server} in {:?}", begun.elapsed());
-            assert!(reply.status == 200 && reply.body == body, "{hook:?}: {} bytes", reply.body.len());
-            let (peer, _) = &http.requests()[0];
-            assert_eq!(peer.ip(), IpAddr::from(FRONTEND), "{hook:?}");
-        }
-    });
+    under_both(|hook| download(&start(hook), &format!("{hook:?}")));
+}
+
+#[test]
+fn containers_with_their_offloads_on_take_the_hairpin_with_large_segments_and_fragments() {
+    let edge = start_on(WithHook::Auto, Links::ContainerVeth);
+    let check = HookCheck::begin(&edge, WithHook::Auto).unwrap();
+    download(&edge, "containers");
+    let eyes = edge.topology.sniff_guest("vm3").unwrap();
+    let udp = UdpEcho::start(vm(&edge, 3), at(private(2, 3), 53)).unwrap();
+    let tcp = TcpEcho::start(vm(&edge, 3), at(private(2, 3), 80)).unwrap();
+    let big = vec![5; 1_000_000];
+    tcp_exchange(vm(&edge, 1), None, at(OWN, 80), &big, LIMIT).unwrap();
+    for length in [1, 33, 3000] {
+        udp_exchange(vm(&edge, 1), None, at(OWN, 53), &big[..length], LIMIT).unwrap();
+    }
+    for peer in tcp.peers().into_iter().chain(udp.peers()) {
+        assert_eq!(peer.ip(), IpAddr::from(FRONTEND), "the sender's public address");
+    }
+    let large = eyes.frames().iter().map(|frame| frame.bytes.len()).max();
+    assert!(large > Some(1514), "segments were large: {large:?}");
+    assert!(eyes.bad_checksums().is_empty(), "{:?}", eyes.bad_checksums());
+    check.end(&edge).unwrap();
 }

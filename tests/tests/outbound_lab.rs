@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
 use portcullis_tests::edge::{Edge, HookCheck, WithHook, under_both};
 use portcullis_tests::frontends::{FRONTEND, Frontends};
 use portcullis_tests::lab::{
-    Namespace, TcpEcho, UdpEcho, ping_sized, raw_socket, tcp_connect, tcp_exchange, udp_exchange,
+    Links, Namespace, TcpEcho, UdpEcho, ping_sized, raw_socket, tcp_connect, tcp_exchange, udp_exchange,
 };
 use portcullis_tests::site::{LIMIT, SERVER, SOON, apply, at, private};
 
@@ -76,61 +76,66 @@ fn raw_arrives(from: &UdpSocket, to: &UdpSocket, destination: Ipv4Addr, protocol
     source.ip()
 }
 
+/// Every protocol, both ways, of a guest with an address of its own that is in a pool too.
+fn carries_everything(hook: WithHook, links: Links) {
+    let mut lab = Frontends::new(hook, &[1]);
+    lab.links = links;
+    lab.configuration.insert(1, "publicIPAddress: pip1".into());
+    let edge = lab.start(&format!("{ADDRESSES}{}", balancer("vm1", OUTBOUND_RULE)));
+    let (guest, world, address) = (vm(&edge, 1), edge.topology.internet(), private(1, 1));
+    let wire = edge.topology.sniff_internet().unwrap();
+    let check = HookCheck::begin(&edge, hook).unwrap();
+    let big: Vec<u8> = (0..3000u16).map(|i| (i % 251) as u8).collect();
+
+    for (here, there, bound, met, destination) in
+        [(guest, world, SERVER, OWN, SERVER), (world, guest, address, SERVER, OWN)]
+    {
+        let what = format!("{hook:?} to {destination}");
+        let tcp = TcpEcho::start(there, at(bound, 8000)).unwrap();
+        tcp_exchange(here, Some(45678), at(destination, 8000), &big, LIMIT).unwrap();
+        assert_eq!(tcp.peers(), [at(met, 45678)], "{what}: the same port");
+        let udp = UdpEcho::start(there, at(bound, 8001)).unwrap();
+        udp_exchange(here, Some(45679), at(destination, 8001), b"small", LIMIT).unwrap();
+        udp_exchange(here, Some(45679), at(destination, 8001), &big, LIMIT).unwrap();
+        assert_eq!(udp.peers(), [at(met, 45679)], "{what}: 3,000 bytes too");
+        for size in [56, 3000] {
+            let pinged = ping_sized(here, destination.into(), 3, size, LIMIT).unwrap();
+            assert_eq!((pinged.received, pinged.duplicates, pinged.errors), (3, 0, 0), "{what}: {size}");
+        }
+    }
+    // ESP, SCTP, GRE: both directions of one flow, and then from outside first.
+    for (protocol, outside_first) in [(50, false), (132, false), (47, true)] {
+        let inside = raw_socket(guest, address.into(), protocol).unwrap();
+        let outside = raw_socket(world, SERVER.into(), protocol).unwrap();
+        for inbound in [outside_first, !outside_first] {
+            let what = format!("{hook:?}: protocol {protocol}, inbound {inbound}");
+            let (source, is) = if inbound {
+                (raw_arrives(&outside, &inside, OWN, protocol), SERVER)
+            } else {
+                (raw_arrives(&inside, &outside, SERVER, protocol), OWN)
+            };
+            assert_eq!(source, IpAddr::from(is), "{what}");
+        }
+    }
+    check.end(&edge).unwrap();
+    let fragments = |source: Ipv4Addr| {
+        let frames = wire.frames();
+        frames.iter().filter_map(|f| f.ip.as_ref()).filter(|ip| ip.fragment && ip.source == source).count()
+    };
+    // A datagram and three pings each way, each answered: 14 of 3,000 bytes, three fragments each, half of them ours.
+    assert_eq!((fragments(OWN), fragments(SERVER)), (24, 24), "{hook:?}");
+    assert!(wire.private_sources(&["10.0.0.0/8".parse().unwrap()]).is_empty(), "{hook:?}");
+    assert!(wire.bad_checksums().is_empty() && wire.lost() == 0, "{hook:?}: {:?}", wire.bad_checksums());
+}
+
 #[test]
 fn an_instance_address_carries_every_protocol_and_fragments_in_both_directions_one_to_one() {
-    under_both(|hook| {
-        let mut lab = Frontends::new(hook, &[1]);
-        lab.configuration.insert(1, "publicIPAddress: pip1".into());
-        let edge = lab.start(&format!("{ADDRESSES}{}", balancer("vm1", OUTBOUND_RULE)));
-        let (guest, world, address) = (vm(&edge, 1), edge.topology.internet(), private(1, 1));
-        let wire = edge.topology.sniff_internet().unwrap();
-        let check = HookCheck::begin(&edge, hook).unwrap();
-        let big: Vec<u8> = (0..3000u16).map(|i| (i % 251) as u8).collect();
+    under_both(|hook| carries_everything(hook, Links::CleanVeth));
+}
 
-        for (here, there, bound, met, destination) in
-            [(guest, world, SERVER, OWN, SERVER), (world, guest, address, SERVER, OWN)]
-        {
-            let what = format!("{hook:?} to {destination}");
-            let tcp = TcpEcho::start(there, at(bound, 8000)).unwrap();
-            tcp_exchange(here, Some(45678), at(destination, 8000), &big, LIMIT).unwrap();
-            assert_eq!(tcp.peers(), [at(met, 45678)], "{what}: the same port");
-            let udp = UdpEcho::start(there, at(bound, 8001)).unwrap();
-            udp_exchange(here, Some(45679), at(destination, 8001), b"small", LIMIT).unwrap();
-            udp_exchange(here, Some(45679), at(destination, 8001), &big, LIMIT).unwrap();
-            assert_eq!(udp.peers(), [at(met, 45679)], "{what}: 3,000 bytes too");
-            for size in [56, 3000] {
-                let pinged = ping_sized(here, destination.into(), 3, size, LIMIT).unwrap();
-                assert_eq!((pinged.received, pinged.duplicates, pinged.errors), (3, 0, 0), "{what}: {size}");
-            }
-        }
-        // ESP, SCTP, GRE: both directions of one flow, and then from outside first.
-        for (protocol, outside_first) in [(50, false), (132, false), (47, true)] {
-            let inside = raw_socket(guest, address.into(), protocol).unwrap();
-            let outside = raw_socket(world, SERVER.into(), protocol).unwrap();
-            for inbound in [outside_first, !outside_first] {
-                let what = format!("{hook:?}: protocol {protocol}, inbound {inbound}");
-                let (source, is) = if inbound {
-                    (raw_arrives(&outside, &inside, OWN, protocol), SERVER)
-                } else {
-                    (raw_arrives(&inside, &outside, SERVER, protocol), OWN)
-                };
-                assert_eq!(source, IpAddr::from(is), "{what}");
-            }
-        }
-        check.end(&edge).unwrap();
-        let fragments = |source: Ipv4Addr| {
-            let frames = wire.frames();
-            frames
-                .iter()
-                .filter_map(|f| f.ip.as_ref())
-                .filter(|ip| ip.fragment && ip.source == source)
-                .count()
-        };
-        // A datagram and three pings each way, each answered: 14 of 3,000 bytes, three fragments each, half of them ours.
-        assert_eq!((fragments(OWN), fragments(SERVER)), (24, 24), "{hook:?}");
-        assert!(wire.private_sources(&["10.0.0.0/8".parse().unwrap()]).is_empty(), "{hook:?}");
-        assert!(wire.bad_checksums().is_empty() && wire.lost() == 0, "{hook:?}: {:?}", wire.bad_checksums());
-    });
+#[test]
+fn so_it_does_for_a_container_with_its_offloads_on() {
+    carries_everything(WithHook::Auto, Links::ContainerVeth);
 }
 
 #[test]
