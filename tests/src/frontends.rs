@@ -30,6 +30,8 @@ pub struct Frontends {
     /// How they are attached.
     pub links: Links,
     ipv6: bool,
+    /// [`FRONTEND`] is the host's own address, and it has no other.
+    pub one_address: bool,
     /// More fields of a subnet, by its number.
     pub subnet: BTreeMap<u8, String>,
     /// More fields of a guest's ip configuration of IPv4.
@@ -46,6 +48,7 @@ impl Frontends {
             subnets: subnets.to_vec(),
             links: Links::CleanVeth,
             ipv6: false,
+            one_address: false,
             subnet: BTreeMap::new(),
             configuration: BTreeMap::new(),
             configuration6: BTreeMap::new(),
@@ -102,6 +105,9 @@ impl Frontends {
     /// If it does not come about.
     pub fn start(&self, rest: &str) -> Edge {
         let mut spec = TopologySpec::clean_veth(0);
+        if self.one_address {
+            spec = spec.one_public_address();
+        }
         spec.links = self.links;
         spec.internet_extra = (1..=CLIENTS).map(|last| Ipv4Addr::new(198, 51, 100, last)).collect();
         spec.guests = self

@@ -211,8 +211,10 @@ fn datagrams_and_both_families_are_balanced_and_the_members_group_judges_the_cli
         assert_eq!(seen, BTreeSet::from_iter(hold.locals()), "{hook:?}: the client's own address and port");
         assert!(seen.iter().all(|peer| peer.ip() == IpAddr::from(SERVER6)), "{hook:?}");
         assert!(tcp6.iter().all(|server| server.peers().len() >= 5), "{hook:?}");
-        for _ in 0..40 {
-            udp_exchange(world, None, at(FRONTEND6, 53), b"query", LIMIT).unwrap();
+        // The second half in fragments.
+        for length in [5, 3000].into_iter().flat_map(|length| [length; 20]) {
+            udp_exchange(world, None, at(FRONTEND6, 53), &vec![7; length], LIMIT).unwrap();
+            udp_exchange(world, None, at(FRONTEND, 53), &vec![7; length], LIMIT).unwrap();
         }
         assert!(udp6.iter().all(|server| !server.peers().is_empty()), "{hook:?}");
         assert!(tcp.values().all(|server| server.peers().is_empty()), "{hook:?}");

@@ -134,7 +134,7 @@ fn an_instance_address_carries_every_protocol_and_fragments_in_both_directions_o
 }
 
 #[test]
-fn so_it_does_for_a_container_with_its_offloads_on() {
+fn an_instance_address_of_a_container_with_its_offloads_on_carries_every_protocol_too() {
     carries_everything(WithHook::Auto, Links::ContainerVeth);
 }
 
