@@ -11,3 +11,4 @@ pub mod flows;
 pub mod hosts;
 pub mod observe;
 pub mod policy;
+pub mod probes;

@@ -30,9 +30,9 @@ const QUESTIONS: &[Question] = &[
     ("vm1 198.51.100.1 icmp", "forward", "new_flow", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "lb/fe"),
     ("vm1 198.51.100.1 132", "drop", "protocol_without_ports", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "instance-level"),
     ("vm3 198.51.100.1:443 tcp", "forward", "new_flow", "guests/Outbound/AllowInternetOutBound", &[4, 3], "203.0.113.20"),
-    ("vm4 198.51.100.1:443 tcp", "drop", "no_outbound_method", "", &[4], "no_outbound_method"),
+    ("vm4 198.51.100.1:443 tcp", "drop", "no_outbound_method", "", &[4], "in no backend pool"),
     ("vm1 [2001:db8::7]:443 tcp", "drop", "no_outbound_method", "guests/Outbound/AllowInternetOutBound", &[4, 4, 3], "the world"),
-    ("vm1 203.0.113.20:22 tcp", "drop", "hairpin", "", &[], "public address of guest vm3"),
+    ("vm1 203.0.113.20:22 tcp", "forward", "new_flow", "guests/Inbound/AllowSsh", &[4, 4, 3, 1], "back in, as if from the world"),
     // Rules before the groups.
     ("vm1 198.51.100.1:25 tcp", "drop", "denied_by_platform_rule", "platformRules/Outbound/BlockSmtp25", &[4], "platformRules/BlockSmtp25"),
     ("vm1 198.51.100.3:1688 tcp", "forward", "new_flow", "platformRules/Outbound/AllowKms", &[3], "platformRules/AllowKms"),

@@ -48,7 +48,32 @@ pub enum Request {
         #[serde(default)]
         all: bool,
     },
-    Snat,
+    Snat {
+        guest: Option<String>,
+        /// A frontend's name, `lb/name`, or a public address.
+        #[serde(default)]
+        frontend: Option<String>,
+    },
+    /// Where the ports go.
+    SnatDestinations {
+        guest: Option<String>,
+        #[serde(default)]
+        frontend: Option<String>,
+        limit: Option<usize>,
+    },
+    /// Who holds `203.0.113.5:23456`, perhaps with `/tcp` or `/udp` behind it.
+    SnatPort {
+        port: String,
+    },
+    /// Who holds it by the history on disk, now or at a time.
+    Whois {
+        port: String,
+        at: Option<String>,
+    },
+    /// What `apply` of this file would change; an absolute path.
+    Plan {
+        file: String,
+    },
     Rules {
         group: Option<String>,
         /// Also say which rules shadow a rule that can never match.
@@ -171,6 +196,11 @@ mod tests {
                 ..Selection::default()
             }),
             Request::FlushFlows { guest: Some("vm1".into()) },
+            Request::Snat { guest: None, frontend: Some("lb/fe".into()) },
+            Request::SnatDestinations { guest: None, frontend: None, limit: Some(3) },
+            Request::SnatPort { port: "203.0.113.5:23456/tcp".into() },
+            Request::Whois { port: "203.0.113.5:23456".into(), at: Some("2h ago".into()) },
+            Request::Plan { file: "/etc/portcullis/policy.yaml".into() },
             Request::Explain(Question {
                 from: "vm1".into(),
                 to: "1.1.1.1:443".into(),
@@ -196,6 +226,7 @@ mod tests {
             let line = serde_json::to_vec(&request).unwrap();
             assert_eq!(parse(&line).unwrap(), request);
         }
+        assert_eq!(parse(br#"{"command":"snat"}"#).unwrap(), Request::Snat { guest: None, frontend: None });
         assert_eq!(parse(br#"{"command":"drops"}"#).unwrap(), Request::Drops { all: false });
         let all = Request::KillFlows(Selection::default());
         assert_eq!(parse(br#"{"command":"killFlows"}"#).unwrap(), all, "refused later: it selects nothing");

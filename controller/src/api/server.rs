@@ -162,8 +162,12 @@ mod tests {
                 return;
             }
             assert_eq!(answer.unwrap()["asked"], "status");
-            let refusal = client::ask(path, &Request::Snat).unwrap().unwrap_err();
-            assert_eq!((refusal.kind, refusal.message.as_str()), (ErrorKind::Input, "Snat"));
+            let refusal =
+                client::ask(path, &Request::Snat { guest: None, frontend: None }).unwrap().unwrap_err();
+            assert_eq!(
+                (refusal.kind, refusal.message.as_str()),
+                (ErrorKind::Input, "Snat { guest: None, frontend: None }")
+            );
         });
     }
 

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::answers::{DiagnoseArguments, EffectiveArguments, LintArguments, TagsArguments, VerifyArguments};
 use crate::api::{DEFAULT_SOCKET, Protocol};
 use crate::datapath::DEFAULT_PINS;
+use crate::observe::scrape::Place;
 
 /// Where the daemon keeps what must survive a reboot, unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/portcullis";
@@ -81,8 +82,25 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Each guest's SNAT ports: allocated, used, free.
-    Snat,
+    /// Each guest's SNAT ports: allocated, used, held back, free, draining; or where they go; or who holds one.
+    Snat(SnatArguments),
+    /// Who has, or had, a public port: guest or rule.
+    Whois {
+        /// ADDR:PORT, perhaps with /tcp or /udp behind it.
+        #[arg(value_name = "ADDR:PORT[/PROTOCOL]")]
+        port: String,
+        /// 2026-11-22T05:33:50Z, `2h ago` or -2h; now, if it is left out.
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+        at: Option<String>,
+        /// Where the history is, if no daemon answers.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state_dir: PathBuf,
+    },
+    /// What `apply` of this file would change. Code 3 if it would change anything.
+    Plan {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Security rules with their hits.
     Rules {
         /// Only this network security group's.
@@ -137,6 +155,32 @@ pub enum FlowsCommand {
     },
 }
 
+/// Arguments of `snat`.
+#[derive(Debug, clap::Args)]
+pub struct SnatArguments {
+    /// Only this guest's (`vm1` or `vm1/ipconfig1`).
+    #[arg(long, value_name = "NAME")]
+    pub guest: Option<String>,
+    /// Only of this frontend (its name, lb/name) or public address.
+    #[arg(long, value_name = "NAME|ADDR")]
+    pub frontend: Option<String>,
+    /// `destination`: where the ports go, the largest share first.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub by: Option<SnatBy>,
+    /// At most this many destinations.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
+    /// Who holds this public port, and the live flows on it.
+    #[arg(long, value_name = "ADDR:PORT[/PROTOCOL]", conflicts_with_all = ["guest", "frontend", "by"])]
+    pub port: Option<String>,
+}
+
+/// What `snat` counts by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SnatBy {
+    Destination,
+}
+
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArguments {
@@ -149,6 +193,9 @@ pub struct RunArguments {
     /// Directory for pinned programs and tables, in a bpf filesystem.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PINS)]
     pub pin_dir: PathBuf,
+    /// Let Prometheus ask for metrics here: an address with a port, such as 127.0.0.1:9464, or the path of a socket.
+    #[arg(long, value_name = "ADDR:PORT|PATH")]
+    pub metrics: Option<Place>,
     /// off, error, warn, info, debug or trace. From debug on the kernel programs log every new flow, which costs.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,

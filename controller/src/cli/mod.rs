@@ -1,9 +1,9 @@
 //! The command line: what may be asked, who answers, and what the exit code means.
 //!
-//! `run`, `down`, `check`, `import` and `schema` work by themselves; `effective`, `verify`, `diagnose`, `lint` and `tags` do
+//! `run`, `down`, `check`, `import` and `schema` work by themselves; `whois` does so where no daemon answers; `effective`, `verify`, `diagnose`, `lint` and `tags` do
 //! so on a policy file (`--policy`); everything else is a question to the daemon's socket. Exit codes: 0 done, 1 failed (or
 //! `lint` found something, or `explain --live` a disagreement), 2 bad input (usage, policy, names), 3 denied (`verify`,
-//! `diagnose`); `import` has two of its own.
+//! `diagnose`) or changes (`plan`); `import` has two of its own.
 
 mod answers;
 mod arguments;
@@ -20,6 +20,7 @@ use clap::Parser;
 
 pub use arguments::{
     Arguments, Command, ExplainArguments, FlowsCommand, ImportArguments, OutputFormat, RunArguments,
+    SnatArguments, SnatBy,
 };
 
 use crate::daemon;
@@ -32,6 +33,8 @@ pub const FAILED: u8 = 1;
 pub const BAD_INPUT: u8 = 2;
 /// The question was answered, and the answer is Deny.
 pub const DENIED: u8 = 3;
+/// `plan`: answered, and applying the file would change something.
+pub const CHANGES: u8 = 3;
 /// `import`: a policy was made, but something was not carried over; nothing more is allowed than was.
 pub const NOT_CARRIED_OVER: u8 = 3;
 /// `import`: a policy was made, but something that denied was not carried over: it may allow more than Azure did.
@@ -60,6 +63,7 @@ fn dispatch(arguments: Arguments) -> u8 {
                 state_dir: run.state_dir,
                 pin_dir: run.pin_dir,
                 socket,
+                metrics: run.metrics,
             })
         }
         Command::Down { state_dir, pin_dir, forget } => {
@@ -85,6 +89,9 @@ fn dispatch(arguments: Arguments) -> u8 {
         Command::Diagnose(arguments) => answers::diagnose(&socket, output, &arguments),
         Command::Lint(arguments) => answers::lint(&socket, output, &arguments),
         Command::Tags(arguments) => answers::tags(&socket, output, &arguments),
+        Command::Whois { port, at, state_dir } => {
+            remote::whois(&socket, output, &port, at.as_deref(), &state_dir)
+        }
         other => remote::ask(&socket, output, other),
     }
 }
@@ -124,6 +131,10 @@ mod tests {
             "portcullis flows --limit x",
             "portcullis flows --limit 5 flush",
             "portcullis flows kill vm1",
+            "portcullis snat --by size",
+            "portcullis snat --port 203.0.113.5:1024 --guest vm1",
+            "portcullis whois",
+            "portcullis run --policy p --metrics localhost",
         ] {
             assert!(parse(line).unwrap_err().use_stderr(), "{line}");
         }
@@ -141,6 +152,7 @@ mod tests {
             policy: nowhere,
             state_dir: state.clone(),
             pin_dir: state.clone(),
+            metrics: None,
             log_level: log::LevelFilter::Off,
         };
         let command = Command::Run(run);

@@ -7,11 +7,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{self, err};
-use super::{BAD_INPUT, Command, DONE, FAILED, FlowsCommand, OutputFormat};
+use super::{BAD_INPUT, CHANGES, Command, DONE, FAILED, FlowsCommand, OutputFormat, SnatArguments, SnatBy};
 use crate::api::{ErrorKind, Failure, Request, client};
-use crate::daemon::Applied;
+use crate::daemon::{Applied, Preview};
 use crate::explain::Explanation;
-use crate::flows::{Ended, FlowList, Selection, SnatUse};
+use crate::flows::{ByDestination, Ended, FlowList, PortHolders, Selection, SnatUse};
+use crate::observe::whois::Whois;
 use crate::observe::{Drops, RuleHits, Status};
 
 /// Asks the daemon, prints the answer; the exit code.
@@ -30,7 +31,16 @@ pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
             Command::Flows { end: None, .. } => print(format, answer, FlowList::text),
             Command::Flows { end: Some(_), .. } => print(format, answer, Ended::text),
             Command::Drops { .. } => print(format, answer, Drops::text),
-            Command::Snat => print(format, answer, SnatUse::text),
+            Command::Snat(SnatArguments { port: Some(_), .. }) => print(format, answer, PortHolders::text),
+            Command::Snat(SnatArguments { by: Some(SnatBy::Destination), .. }) => {
+                print(format, answer, ByDestination::text)
+            }
+            Command::Snat(_) => print(format, answer, SnatUse::text),
+            Command::Plan { .. } => {
+                let changes = answer.get("changes").and_then(Value::as_bool);
+                let code = print(format, answer, Preview::text);
+                if changes == Some(true) && code == DONE { CHANGES } else { code }
+            }
             Command::Rules { .. } => print(format, answer, RuleHits::text),
             Command::Explain(arguments) => {
                 let agrees = answer.pointer("/live/agrees").and_then(Value::as_bool);
@@ -48,12 +58,7 @@ pub fn ask(socket: &Path, format: OutputFormat, command: Command) -> u8 {
 
 fn request(command: &Command) -> Result<Request, String> {
     Ok(match command {
-        Command::Apply { file } => {
-            // The daemon has another working directory.
-            let file = std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            let file = file.to_str().ok_or_else(|| format!("{} is not UTF-8", file.display()))?;
-            Request::Apply { file: file.to_owned() }
-        }
+        Command::Apply { file } => Request::Apply { file: absolute(file)? },
         Command::Status => Request::Status,
         Command::Flows { guest, limit, end: None } => {
             Request::Flows { guest: guest.clone(), limit: Some(*limit) }
@@ -71,7 +76,18 @@ fn request(command: &Command) -> Result<Request, String> {
             Request::FlushFlows { guest: guest.clone() }
         }
         Command::Drops { all } => Request::Drops { all: *all },
-        Command::Snat => Request::Snat,
+        Command::Snat(SnatArguments { port: Some(port), .. }) => Request::SnatPort { port: port.clone() },
+        Command::Snat(SnatArguments { guest, frontend, by: Some(SnatBy::Destination), limit, .. }) => {
+            Request::SnatDestinations {
+                guest: guest.clone(),
+                frontend: frontend.clone(),
+                limit: Some(*limit),
+            }
+        }
+        Command::Snat(SnatArguments { guest, frontend, .. }) => {
+            Request::Snat { guest: guest.clone(), frontend: frontend.clone() }
+        }
+        Command::Plan { file } => Request::Plan { file: absolute(file)? },
         Command::Rules { group, shadowed } => Request::Rules { group: group.clone(), shadowed: *shadowed },
         Command::Explain(arguments) => Request::Explain(crate::explain::Question {
             from: arguments.from.clone(),
@@ -85,6 +101,7 @@ fn request(command: &Command) -> Result<Request, String> {
         | Command::Down { .. }
         | Command::Check { .. }
         | Command::Schema
+        | Command::Whois { .. }
         | Command::Import(_)
         | Command::Effective(_)
         | Command::Verify(_)
@@ -94,6 +111,28 @@ fn request(command: &Command) -> Result<Request, String> {
             return Err("this command is not asked of the daemon alone".to_owned());
         }
     })
+}
+
+/// The path as the daemon, which has another working directory, finds it.
+fn absolute(file: &Path) -> Result<String, String> {
+    let file = std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    file.to_str().map(str::to_owned).ok_or_else(|| format!("{} is not UTF-8", file.display()))
+}
+
+/// Asks the daemon; where none answers, the history in its state directory.
+pub fn whois(socket: &Path, format: OutputFormat, port: &str, at: Option<&str>, state_dir: &Path) -> u8 {
+    let request = Request::Whois { port: port.to_owned(), at: at.map(str::to_owned) };
+    match client::ask(socket, &request) {
+        Ok(Ok(answer)) => print(format, answer, Whois::text),
+        Ok(Err(failure)) => refuse(format, &failure),
+        Err(_) => match crate::observe::whois::whois(state_dir, port, at) {
+            Ok(answer) => {
+                output::answer(format, &answer, Whois::text);
+                DONE
+            }
+            Err(failure) => refuse(format, &failure),
+        },
+    }
 }
 
 /// Prints JSON as it came, so that a program sees fields this client does not know; a table from what it does know.

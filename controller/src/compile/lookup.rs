@@ -181,11 +181,15 @@ impl Image<'_> {
         let alloc = endpoint.alloc[which];
         let segments = alloc.first_segment..alloc.first_segment + u32::from(alloc.segments);
         segments
-            .map(|number| self.record::<Segment>(self.header().segments, number))
+            .map(|number| self.segment(number))
             .flat_map(|segment| segment.first_unit..segment.first_unit + segment.units)
             .map(|i| self.u32(self.header().units, i as usize))
             .map(|u| (u >> 16, u & 0xffff))
             .collect()
+    }
+
+    pub fn segment(&self, number: u32) -> Segment {
+        self.record(self.header().segments, number)
     }
 
     pub fn frontend(&self, number: u32) -> Frontend {

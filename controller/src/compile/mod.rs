@@ -29,6 +29,7 @@ mod settings;
 mod sides;
 mod slots;
 mod spaces;
+mod unit_tables;
 mod workers;
 
 use portcullis_common::layout::{Device, Settings};

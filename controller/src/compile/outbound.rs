@@ -1,4 +1,4 @@
-//! Ways out under a shared public address: whose ports come from which rule, and the tables that say so.
+//! Ways out under a shared public address: whose ports come from which rule.
 //!
 //! `reference/azure.md` §2.1: an outbound rule comes before a load balancing rule with SNAT, that before default outbound, for
 //! each protocol. An instance-level public IP comes before all of them; the datapath looks for it first, and its guest
@@ -7,11 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
-use portcullis_common::policy::{
-    ADDRESS_UNITS, ALLOC_ECHO, ALLOC_RESET, ALLOC_TCP, ALLOC_UDP, Alloc, FRONTEND_HOST, Segment, UNIT_PORTS,
-    owner_entry,
-};
-use portcullis_common::snat::SEGMENTS;
+use portcullis_common::policy::FRONTEND_HOST;
 
 use super::edge::{DEFAULT_OUTBOUND, Edge, guests};
 use super::ports::{self, Ground, Ownership, Pool, TCP, UDP, UnitSet};
@@ -54,20 +50,20 @@ pub enum Scenario {
 }
 
 /// What the flows of a pool are like.
-struct Way {
-    scenario: Scenario,
-    idle_class: u8,
-    tcp_reset: bool,
-    frontend_use: FrontendUse,
+pub(super) struct Way {
+    pub scenario: Scenario,
+    pub idle_class: u8,
+    pub tcp_reset: bool,
+    pub frontend_use: FrontendUse,
 }
 
 /// The pools, and whose ports come from which.
 #[derive(Default)]
-struct Pools {
-    pools: Vec<Pool>,
-    ways: Vec<Way>,
+pub(super) struct Pools {
+    pub pools: Vec<Pool>,
+    pub ways: Vec<Way>,
     /// (endpoint, [`TCP`] or [`UDP`]) -> pool.
-    of: HashMap<(u32, u8), usize>,
+    pub of: HashMap<(u32, u8), usize>,
     /// Endpoints that some rule of a load balancer stands for, with ports or without: no default outbound.
     linked: HashSet<u32>,
 }
@@ -327,85 +323,6 @@ impl Edge<'_> {
                 tcp_reset: false,
                 frontend_use: FrontendUse::Sequential,
             });
-        }
-    }
-
-    /// The same ownership twice: by endpoint, to find a port for it, and by port, to find whose it is.
-    fn unit_tables(&mut self, pools: &Pools, allocated: &ports::Allocated) {
-        let by_name: HashMap<&str, usize> =
-            self.names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
-        self.owners = vec![0; self.frontends.len() * 2 * ADDRESS_UNITS as usize];
-        // By endpoint and protocol: units to claim from by address, and how many drain.
-        let mut units: HashMap<(usize, u8), (BTreeMap<IpAddr, Vec<u32>>, u32)> = HashMap::new();
-        for (address, protocol, unit, owner) in allocated.ownership.iter() {
-            let frontend = self.frontend_numbers[&address];
-            let endpoint = by_name[owner.member.as_str()];
-            let at = owner_entry(frontend, protocol == UDP, unit.into());
-            self.owners[at as usize] = endpoint as u16 + 1;
-            let (in_use, draining) = units.entry((endpoint, protocol)).or_default();
-            match owner.draining_until {
-                None => in_use.entry(address).or_default().push(frontend << 16 | u32::from(unit)),
-                Some(_) => *draining += 1,
-            }
-        }
-        self.outbound = guests(self.network)
-            .filter(|place| self.numbers.contains_key(place))
-            .map(|(i, c)| OutboundOf {
-                instance: self.instance(i, c).map(|public| public.address),
-                allocations: [const { None }; 3],
-            })
-            .collect();
-        for endpoint in 0..self.endpoints.len() {
-            for (which, protocol) in [(ALLOC_TCP, TCP), (ALLOC_UDP, UDP)] {
-                let Some(&pool) = pools.of.get(&(endpoint as u32, protocol)) else { continue };
-                let (way, (frontends, entitled)) = (&pools.ways[pool], &allocated.pools[pool]);
-                let (of_address, draining) = units.remove(&(endpoint, protocol)).unwrap_or_default();
-                let parts: Vec<&[u32]> =
-                    frontends.iter().filter_map(|a| of_address.get(a)).map(Vec::as_slice).collect();
-                let mut alloc = self.segments(&parts, way.frontend_use);
-                alloc.idle_class = way.idle_class;
-                if way.tcp_reset && which == ALLOC_TCP {
-                    alloc.flags |= ALLOC_RESET;
-                }
-                self.outbound[endpoint].allocations[which] = Some(AllocationOf {
-                    scenario: way.scenario,
-                    place: pools.pools[pool].place.clone(),
-                    frontends: frontends.clone(),
-                    ports: alloc.ports,
-                    entitled: *entitled,
-                    draining: draining * UNIT_PORTS,
-                });
-                self.endpoints[endpoint].alloc[which] = alloc;
-            }
-            let (allocs, of) = (&mut self.endpoints[endpoint].alloc, &mut self.outbound[endpoint]);
-            if allocs[ALLOC_TCP].segments != 0 && allocs[ALLOC_UDP].segments != 0 {
-                // Identifiers have 16 bits like ports; those of the units for TCP are as good as any.
-                allocs[ALLOC_ECHO] = Alloc { idle_class: 0, flags: 0, ..allocs[ALLOC_TCP] };
-                of.allocations[ALLOC_ECHO].clone_from(&of.allocations[ALLOC_TCP].clone());
-            }
-        }
-    }
-
-    /// Lays out units that come address by address in the order of the pool's frontends. There is always a segment, or the
-    /// guest would seem to have no way out while it waits for its first port.
-    fn segments(&mut self, parts: &[&[u32]], frontend_use: FrontendUse) -> Alloc {
-        let first_segment = self.segments.len() as u32;
-        // One after the other; or all at once.
-        let apart = match frontend_use {
-            FrontendUse::Sequential => parts.len().min(SEGMENTS as usize).saturating_sub(1),
-            FrontendUse::Spread => 0,
-        };
-        let (apart, joined) = parts.split_at(apart);
-        let joined = joined.concat();
-        for part in apart.iter().copied().chain([joined.as_slice()]) {
-            self.segments.push(Segment { first_unit: self.units.len() as u32, units: part.len() as u32 });
-            self.units.extend(part);
-        }
-        Alloc {
-            first_segment,
-            segments: apart.len() as u16 + 1,
-            ports: parts.iter().map(|part| part.len() as u32).sum::<u32>() * UNIT_PORTS,
-            ..Alloc::default()
         }
     }
 }

@@ -28,6 +28,15 @@ impl Answer for Answers {
                 self.order(Order::Apply { file, done }).await?;
                 to_value(&outcome.await.map_err(|_| ending())??)
             }
+            Request::Plan { file } => {
+                let file = PathBuf::from(file);
+                if !file.is_absolute() {
+                    return Err(Failure::input("the path of the policy must be absolute"));
+                }
+                let (done, outcome) = oneshot::channel();
+                self.order(Order::Plan { file, done }).await?;
+                to_value(&outcome.await.map_err(|_| ending())??)
+            }
             Request::Stop => {
                 let (done, stopped) = oneshot::channel();
                 self.order(Order::Stop { done }).await?;
@@ -62,7 +71,16 @@ fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
         Request::KillFlows(selection) => to_value(&flows::kill(shared, &selection)?),
         Request::FlushFlows { guest } => to_value(&flows::flush(shared, guest.as_deref())?),
         Request::Drops { all } => to_value(&observe::drops(shared, all)?),
-        Request::Snat => to_value(&flows::snat(shared)?),
+        Request::Snat { guest, frontend } => {
+            to_value(&flows::snat(shared, guest.as_deref(), frontend.as_deref())?)
+        }
+        Request::SnatDestinations { guest, frontend, limit } => {
+            to_value(&flows::by_destination(shared, guest.as_deref(), frontend.as_deref(), limit)?)
+        }
+        Request::SnatPort { port } => to_value(&flows::port_holders(shared, &port)?),
+        Request::Whois { port, at } => {
+            to_value(&observe::whois::whois(&shared.options.state_dir, &port, at.as_deref())?)
+        }
         Request::Rules { group, shadowed } => to_value(&observe::rules(shared, group.as_deref(), shadowed)?),
         Request::Explain(question) => to_value(&explain::explain(shared, &question)?),
         Request::Effective { .. }
@@ -74,7 +92,7 @@ fn look(shared: &Shared, question: Request) -> Result<Value, Failure> {
             let around = Surroundings { host_addresses: Some(&in_force.facts.addresses) };
             answers::answer(&in_force.loaded.network, &in_force.loaded.places, around, &question)
         }
-        Request::Apply { .. } | Request::Stop => Err(Failure::input("not a question")),
+        Request::Apply { .. } | Request::Plan { .. } | Request::Stop => Err(Failure::input("not a question")),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::api::{Request, client};
 use crate::cli::table::Table;
 use crate::datapath;
 use crate::hosts::{Host, Journal, UndoReport};
+use crate::observe::history;
 
 /// For the daemon to end after it was told to, and after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -108,11 +109,16 @@ pub fn down(places: &Places, forget: bool) -> anyhow::Result<DownReport> {
         let file = places.state_dir.join(FILE);
         if forget {
             remove(&file, &mut report)?;
+            for name in history::FILES {
+                remove(&places.state_dir.join(name), &mut report)?;
+            }
         } else if file.exists() {
             let why = "who owns which ports, for the next start; --forget removes it".to_owned();
             report.kept.push(Left { what: file.display().to_string(), why });
         }
-        remove(&places.state_dir.join("state.json.new"), &mut report)?;
+        for file in ["state.json.new", crate::probes::FILE, "health.json.new"] {
+            remove(&places.state_dir.join(file), &mut report)?;
+        }
         state.remove()?;
     }
     remove(&places.socket, &mut report)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
@@ -11,19 +11,23 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
+use super::drains::occupied;
 use super::image::{attach_plan, policy_image};
 use super::plan::{self, Plan};
 use super::refusals::{names_xdp_on, refused_xdp, wants_auto};
 use super::shared::{InForce, Order, Shared};
 use super::state::{DYING, Saved, StateDir};
 use super::world::{self, World};
-use super::{Options, Refusal};
+use super::{Options, Preview, Refusal, preview};
 use crate::compile::Ownership;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, Hook, LoadOptions};
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
-use crate::observe::time::rfc3339;
+use crate::observe::history::History;
+use crate::observe::holdings::Holdings;
+use crate::observe::time::{rfc3339, unix_seconds};
 use crate::policy::Loaded;
+use crate::probes::{Book, Probers, with_probers};
 
 /// What putting a policy in force came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,13 +64,15 @@ impl Applied {
 pub struct Gateway {
     pub shared: Arc<Shared>,
     pub world: World,
+    probers: Probers,
     host: Host,
     journal: Journal,
     state: StateDir,
-    ownership: Ownership,
+    pub(super) ownership: Ownership,
     /// Drivers that refused our XDP program, and how.
     refused: BTreeMap<String, String>,
     attached: BTreeSet<(u32, Hook)>,
+    history: History,
 }
 
 impl Gateway {
@@ -82,9 +88,12 @@ impl Gateway {
         let mut journal = Journal::open(state.path())?;
         let saved = state.load()?;
         let loaded = Arc::new(loaded);
-        let view = plan::look(&host, &journal).await?;
+        let health = Arc::new(Book::open(state.path()));
+        let mut probers = Probers::new(Arc::clone(&health));
+        probers.prepare(&host, &loaded.network).await?;
+        let view = plan::look(&host, &journal).await?.with_down(health.down());
         let plan = block_in_place(|| {
-            plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            plan::plan(view.clone(), &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
         })?;
         let mut load = LoadOptions::for_flows(
             loaded.network.flow_table.max_flows,
@@ -99,6 +108,16 @@ impl Gateway {
             log::warn!("{note}");
         }
         let adopted = datapath.adopted();
+        let plan = if adopted {
+            // Only now is it known which ports live flows stand on.
+            block_in_place(|| {
+                let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                let view = occupied(view, &saved.ownership, tables);
+                plan::plan(view, &loaded, &saved.registry, &saved.ownership, 1, &BTreeMap::new())
+            })?
+        } else {
+            plan
+        };
         let started = Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
         let (datapath, plan, prepared, world, refused) = match started {
             Ok(started) => started,
@@ -119,13 +138,22 @@ impl Gateway {
         let ownership = plan.compiled.ownership.clone();
         let flows = [Arc::new(datapath.flow_table()?), Arc::new(datapath.flow_table6()?)];
         let reaper = Arc::new(ReaperCounts::default());
-        reap(&flows, &reaper).context("starting the reaper")?;
         // The mirror has added the world's next hops to the plan's ids.
         let registry = plan.registry.clone();
         let in_force =
             InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
-        let shared = Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, orders));
-        Ok(Self { shared, world, host, journal, state, ownership, refused, attached })
+        let tables = flows.clone();
+        let shared =
+            Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, health, orders));
+        let hops = Arc::clone(&shared);
+        reap(&tables, &shared.reaper, move |index| hops.datapath().next_hop(index).ok())
+            .context("starting the reaper")?;
+        let history = History::open(state.path());
+        let mut gateway =
+            Self { shared, world, probers, host, journal, state, ownership, refused, attached, history };
+        gateway.note_history();
+        gateway.follow_health().await;
+        Ok(gateway)
     }
 
     /// Install, prepare, mirror, attach: tables are full before a program is attached (ADR 0003).
@@ -176,6 +204,8 @@ impl Gateway {
                     refused.insert(device, format!("{:#}", error.root_cause()));
                     let view = plan::look(host, journal).await?;
                     plan = block_in_place(|| {
+                        let tables = [&datapath.flow_table()?, &datapath.flow_table6()?];
+                        let view = occupied(view, &saved.ownership, tables);
                         plan::plan(view, loaded, &saved.registry, &saved.ownership, generation, &refused)
                     })?;
                 }
@@ -183,10 +213,22 @@ impl Gateway {
         }
     }
 
+    /// The policy in force says what is probed, and no other device of probes stays.
+    async fn follow_health(&mut self) {
+        let in_force = self.shared.in_force();
+        let shared = Arc::clone(&self.shared);
+        let publish = Arc::new(move || shared.publish_health());
+        self.probers.follow(&self.host, &in_force.loaded.network, publish).await;
+        // What changed while the policy was compiled.
+        block_in_place(|| self.shared.publish_health());
+    }
+
     /// Puts a policy in force. On an error the one before stays.
     pub async fn apply(&mut self, file: PathBuf, loaded: Arc<Loaded>) -> Result<Applied, Refusal> {
         let began = Instant::now();
-        let view = plan::look(&self.host, &self.journal).await?;
+        self.probers.prepare(&self.host, &loaded.network).await?;
+        let down = self.shared.health.down();
+        let view = plan::look(&self.host, &self.journal).await?.with_down(down);
         let mut retries = 0;
         let (plan, prepared) = loop {
             match self.attempt(view.clone(), &loaded).await {
@@ -216,6 +258,8 @@ impl Gateway {
         let in_force = InForce::new(file.clone(), loaded, plan, warnings.clone(), waiting);
         let applied_at = rfc3339(in_force.applied_at);
         self.shared.set_in_force(in_force);
+        self.note_history();
+        self.follow_health().await;
         // From here on the policy is in force; what fails now is tidying and is said, not undone.
         if let Err(error) = self.refresh_world().await {
             warnings.push(format!("routes to the world were not brought up to date: {error:#}"));
@@ -252,6 +296,29 @@ impl Gateway {
         })
     }
 
+    /// Writes down who has which ports and addresses from now on. A disk that is full is no reason to change nothing.
+    fn note_history(&mut self) {
+        let now = unix_seconds(SystemTime::now());
+        let held = Holdings::of(&self.shared.in_force(), now);
+        if let Err(error) = block_in_place(|| self.history.note(held, now)) {
+            log::warn!("the allocation history in {} is not written: {error}", self.state.path().display());
+        }
+    }
+
+    /// What putting this policy in force would change. Nothing is written, loaded or sent.
+    pub async fn preview(&self, file: &Path, loaded: &Loaded) -> Result<Preview, Refusal> {
+        let view = plan::look(&self.host, &self.journal).await?;
+        let in_force = self.shared.in_force();
+        let registry = self.shared.registry().clone();
+        let generation = self.shared.datapath().generation().wrapping_add(1).max(1);
+        block_in_place(|| {
+            let view = occupied(view, &self.ownership, self.shared.flow_tables());
+            let live = view.facts.live.clone();
+            let plan = plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)?;
+            Ok(preview::preview(file, &in_force, loaded, &plan, &live))
+        })
+    }
+
     async fn attempt(
         &mut self,
         view: plan::HostView,
@@ -261,6 +328,7 @@ impl Gateway {
         let plan = {
             let registry = self.shared.registry().clone();
             block_in_place(|| {
+                let view = occupied(view, &self.ownership, self.shared.flow_tables());
                 plan::plan(view, loaded, &registry, &self.ownership, generation, &self.refused)
             })?
         };
@@ -367,9 +435,10 @@ impl Gateway {
     pub async fn devices_changed(&mut self, must: bool) -> Result<bool, Refusal> {
         let in_force = self.shared.in_force();
         let view = plan::look(&self.host, &self.journal).await?;
-        let facts = plan::relevant(view.facts.clone(), &in_force.loaded);
-        let choices = hosts::choose_hooks_without(&in_force.loaded.network, &view.links, &self.refused)
-            .map_err(Refusal::Host)?;
+        let network = with_probers(&in_force.loaded.network);
+        let facts = plan::relevant(view.facts.clone(), &network).lasting();
+        let choices =
+            hosts::choose_hooks_without(&network, &view.links, &self.refused).map_err(Refusal::Host)?;
         let gone =
             must && in_force.choices.iter().any(|c| !self.attached.iter().any(|(i, _)| *i == c.ifindex));
         if facts != in_force.facts || choices != in_force.choices || gone {

@@ -17,6 +17,7 @@ use super::state::StateDir;
 use super::{Options, Refusal, answers};
 use crate::api::server;
 use crate::hosts::{HostEvent, Watch};
+use crate::observe::scrape;
 use crate::policy::{self, Loaded};
 
 /// How long to wait for more of the same before reacting to a change on the host.
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(400);
 /// How often routers are confirmed, three times within the time XDP trusts them.
 const CONFIRM: Duration = Duration::from_secs(20);
+/// How often ports that drain are looked at.
+const DRAINS: Duration = Duration::from_secs(10);
 
 /// What has changed on the host and was not acted on yet.
 #[derive(Debug, Default)]
@@ -66,12 +69,18 @@ pub async fn live(
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let (orders, mut commands) = mpsc::channel(8);
     let (socket, mut file) = (options.socket.clone(), options.policy.clone());
+    let door = match &options.metrics {
+        Some(place) => Some(scrape::Door::open(place).await?),
+        None => None,
+    };
     let mut gateway = Gateway::start(options, loaded, state, orders).await?;
     let shared = Arc::clone(&gateway.shared);
     match shared.datapath().events() {
         Ok(events) => _ = tokio::spawn(crate::observe::events::follow(events, Arc::clone(&shared))),
         Err(error) => log::warn!("drops will not be shown one by one: {error:#}"),
     }
+    let health = tokio::spawn(crate::observe::health::watch(Arc::clone(&shared)));
+    let metrics = door.map(|door| tokio::spawn(scrape::serve(door, Arc::clone(&shared))));
     if log::log_enabled!(log::Level::Debug) {
         match shared.datapath_mut().kernel_log() {
             Ok(Some(lines)) => _ = tokio::spawn(lines.run()),
@@ -87,6 +96,8 @@ pub async fn live(
     let mut tags = TagFile::default();
     let mut looks = interval(LOOK);
     let mut confirmations = interval(CONFIRM);
+    let mut drains = interval(DRAINS);
+    drains.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     confirmations.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pending = Pending::default();
@@ -113,6 +124,13 @@ pub async fn live(
                         watched = Watched::new(stamp);
                     }
                     // Whoever asked may have gone.
+                    let _ = done.send(outcome.map_err(|refusal| refusal.failure()));
+                }
+                Some(Order::Plan { file, done }) => {
+                    let outcome = match policy::load(&file) {
+                        Ok(loaded) => gateway.preview(&file, &loaded).await,
+                        Err(found) => Err(Refusal::Policy(found)),
+                    };
                     let _ = done.send(outcome.map_err(|refusal| refusal.failure()));
                 }
                 Some(Order::Stop { done }) => {
@@ -145,13 +163,21 @@ pub async fn live(
                     reload(&mut gateway, file.clone()).await;
                 }
             }
+            _ = drains.tick() => drains_over(&mut gateway).await,
             _ = confirmations.tick() => host_changed(&mut gateway, !watching, false).await,
         }
     }
     server.abort();
+    health.abort();
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     shared.reaper.stop();
     // Nobody is to find a socket that does not answer.
     let _ = std::fs::remove_file(&socket);
+    if let Some(scrape::Place::Unix(path)) = &shared.options.metrics {
+        let _ = std::fs::remove_file(path);
+    }
     log::info!(
         "stopped; the datapath keeps running with generation {}: `portcullis run` takes it over, `portcullis down` \
          removes it",
@@ -220,6 +246,21 @@ async fn host_changed(gateway: &mut Gateway, devices: bool, gone: bool) {
     }
     if let Err(error) = gateway.refresh_world().await {
         log::error!("routes to the world were not brought up to date: {error:#}");
+    }
+}
+
+async fn drains_over(gateway: &mut Gateway) {
+    match gateway.look_after_drains().await {
+        Ok(true) => {
+            let generation = gateway.shared.in_force().compiled.generation;
+            gateway.shared.devices_are_right();
+            log::info!("ports that drained are free: generation {generation} is in force");
+        }
+        Ok(false) => {}
+        Err(refusal) => {
+            log::error!("ports that drained could not be handed out again: {}", refusal.message());
+            trouble(gateway, &refusal, true);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! ```text
 //! run         lock, policy, runtime                            this file
 //! gateway     start, change of policy, change of devices       gateway, plan, image
+//! drains      ports on their way to another owner              drains
+//! preview     what a policy would change                       preview, inventory
 //! world       routes and neighbours into the datapath          world
 //! life        what happens when: signals, files, netlink       life
 //! shared      what answers are made of                         shared, answers
@@ -12,11 +14,14 @@
 
 mod answers;
 mod down;
+mod drains;
 mod gateway;
 mod image;
+mod inventory;
 mod life;
 mod plan;
 mod policy_file;
+mod preview;
 mod refusals;
 pub mod shared;
 mod state;
@@ -27,10 +32,12 @@ use std::path::PathBuf;
 pub use down::{DownReport, down};
 pub use gateway::Applied;
 pub use plan::explain_compile_errors;
+pub use preview::Preview;
 pub use shared::{InForce, Shared};
 
 use crate::api::{ErrorKind, Failure};
 use crate::cli::{BAD_INPUT, DONE, FAILED};
+use crate::observe::scrape::Place;
 use crate::policy::{self, Diagnostics};
 
 /// What `run` is told.
@@ -40,6 +47,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,
     pub socket: PathBuf,
+    /// Where Prometheus may ask; nowhere unless asked for.
+    pub metrics: Option<Place>,
 }
 
 /// Where a daemon's things are.

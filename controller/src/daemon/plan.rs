@@ -1,14 +1,17 @@
 //! From a policy and this host to everything that is to be done, before anything is done.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use anyhow::{Context as _, anyhow};
 
 use super::Refusal;
+use super::drains::unix_seconds;
 use crate::compile::{self, CompileError, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
 use crate::hosts::{self, DeviceChoice, Host, HostChange, Journal, Links, Ranges};
+use crate::policy::network::Network;
 use crate::policy::{Diagnostics, Loaded};
+use crate::probes::with_probers;
 
 /// What a policy comes to on this host.
 #[derive(Debug)]
@@ -33,6 +36,14 @@ impl Plan {
 pub struct HostView {
     pub links: Links,
     pub facts: HostFacts,
+}
+
+impl HostView {
+    /// The same, knowing which backends are down.
+    pub fn with_down(mut self, down: BTreeSet<String>) -> Self {
+        self.facts.down = down;
+        self
+    }
 }
 
 /// Looks at this host.
@@ -64,8 +75,8 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
             (link.name.clone(), facts)
         })
         .collect();
-    let facts =
-        HostFacts { addresses, devices, ephemeral: hosts::ephemeral_range()?, ..HostFacts::default() };
+    let (ephemeral, now) = (hosts::ephemeral_range()?, unix_seconds());
+    let facts = HostFacts { addresses, devices, ephemeral, now, ..HostFacts::default() };
     Ok(HostView { links, facts })
 }
 
@@ -75,14 +86,13 @@ fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Only the devices that the policy names: others coming and going are no reason to compile again.
-pub fn relevant(mut facts: HostFacts, loaded: &Loaded) -> HostFacts {
-    let named: HashSet<&str> = loaded
-        .network
+/// Only the devices that the policy names, and those of probes: others coming and going are no reason to compile again.
+pub fn relevant(mut facts: HostFacts, network: &Network) -> HostFacts {
+    let named: HashSet<&str> = network
         .interfaces
         .iter()
         .map(|interface| interface.device.as_str())
-        .chain(loaded.network.uplinks.iter().map(|uplink| uplink.device.as_str()))
+        .chain(network.uplinks.iter().map(|uplink| uplink.device.as_str()))
         .collect();
     facts.devices.retain(|name, _| named.contains(name.as_str()));
     facts
@@ -98,10 +108,11 @@ pub fn plan(
     refused: &BTreeMap<String, String>,
 ) -> Result<Plan, Refusal> {
     let HostView { links, facts } = view;
-    let facts = relevant(facts, loaded);
-    let choices = hosts::choose_hooks_without(&loaded.network, &links, refused).map_err(Refusal::Host)?;
+    let network = with_probers(&loaded.network);
+    let facts = relevant(facts, &network);
+    let choices = hosts::choose_hooks_without(&network, &links, refused).map_err(Refusal::Host)?;
     let mut registry = registry.clone();
-    let compiled = compile::compile(&loaded.network, &facts, &mut registry, ownership, generation)
+    let compiled = compile::compile(&network, &facts, &mut registry, ownership, generation)
         .map_err(|errors| Refusal::Policy(explain_compile_errors(loaded, &errors)))?;
     Ok(Plan { links, choices, facts: facts.lasting(), compiled, registry })
 }

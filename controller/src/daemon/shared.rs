@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 use portcullis_common::policy::Endpoint;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Applied, Options};
+use super::{Applied, Options, Preview};
 use crate::api::Failure;
 use crate::compile::lookup::Image;
 use crate::compile::{Compiled, HostFacts, Registry, RuleInfo};
@@ -17,8 +17,10 @@ use crate::datapath::{Datapath, FlowTable};
 use crate::flows::ReaperCounts;
 use crate::hosts::{DeviceChoice, Links};
 use crate::observe::events::EventLog;
+use crate::observe::health::HealthLog;
 use crate::policy::Loaded;
 use crate::policy::network::Direction;
+use crate::probes::Book;
 
 /// A policy in force and what it came to on this host. Never changed, only replaced.
 #[derive(Debug)]
@@ -202,6 +204,8 @@ pub struct Trouble {
 pub enum Order {
     /// Load a policy.
     Apply { file: PathBuf, done: oneshot::Sender<Result<Applied, Failure>> },
+    /// Find out what loading a policy would change.
+    Plan { file: PathBuf, done: oneshot::Sender<Result<Preview, Failure>> },
     /// End.
     Stop { done: oneshot::Sender<()> },
 }
@@ -222,7 +226,9 @@ pub struct Shared {
     pub flows: Arc<FlowTable>,
     pub flows6: Arc<FlowTable>,
     pub reaper: Arc<ReaperCounts>,
+    pub health: Arc<Book>,
     pub events: EventLog,
+    pub health_log: HealthLog,
     pub orders: mpsc::Sender<Order>,
 }
 
@@ -235,6 +241,7 @@ impl Shared {
         in_force: InForce,
         [flows, flows6]: [Arc<FlowTable>; 2],
         reaper: Arc<ReaperCounts>,
+        health: Arc<Book>,
         orders: mpsc::Sender<Order>,
     ) -> Self {
         Self {
@@ -249,7 +256,9 @@ impl Shared {
             flows,
             flows6,
             reaper,
+            health,
             events: EventLog::default(),
+            health_log: HealthLog::default(),
             orders,
         }
     }
@@ -287,6 +296,21 @@ impl Shared {
     /// Another policy is in force.
     pub fn set_in_force(&self, in_force: InForce) {
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(in_force);
+    }
+
+    /// Backends that are down get no new flows, in place: the policy stays the same generation. While another comes into
+    /// force nothing is written; whoever puts it there calls this afterwards.
+    pub fn publish_health(&self) {
+        let mut datapath = self.datapath_mut();
+        let compiled = &self.in_force().compiled;
+        if datapath.generation() != compiled.generation {
+            return;
+        }
+        if let Err(error) =
+            datapath.write_pages(compiled.generation, &compiled.slot_pages(&self.health.down()))
+        {
+            log::error!("backends that are down still get new flows: {error:#}");
+        }
     }
 
     fn trouble_guard(&self) -> MutexGuard<'_, Option<Trouble>> {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::Context as _;
 use portcullis_common::layout::{Count, RuleCount};
 use portcullis_common::reason::REASON_SLOTS;
+use portcullis_common::snat::TRIED_BUCKETS;
 
 use super::load::Datapath;
 
@@ -38,6 +39,17 @@ impl Datapath {
     /// What a rule had counted when the generation in force began.
     pub fn counted_before(&self, rule: u32) -> RuleCount {
         self.counted_before.get(&rule).copied().unwrap_or_default()
+    }
+
+    /// Claims by the number of ports tried, in the buckets of [`portcullis_common::snat::tried_bucket`].
+    pub fn tried(&self) -> anyhow::Result<Vec<u64>> {
+        (0..TRIED_BUCKETS)
+            .map(|bucket| {
+                let counts =
+                    self.tables.tried.lookup_per_cpu::<u32, u64>(&bucket)?.context("TRIED is too short")?;
+                Ok(counts.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n)))
+            })
+            .collect()
     }
 
     /// Packets that the kernel lost after our verdict, by the programs' own kinds.

@@ -87,6 +87,27 @@ impl Datapath {
         Ok(installed)
     }
 
+    /// Writes these pages, by number, over those of the generation in force. A packet under way sees each word of them as it
+    /// was or as it is.
+    ///
+    /// # Errors
+    /// Also if another generation than `generation` is in force: the pages are not of its image.
+    pub fn write_pages(&mut self, generation: u32, pages: &[(u32, Page)]) -> anyhow::Result<()> {
+        let current = self.generation();
+        ensure!(generation == current, "generation {current} is in force, the pages are of {generation}");
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let outer = &self.tables.pages;
+        // Read from here, an element of a table of tables is the inner one's id.
+        let id: Option<u32> = outer.lookup(&(generation & 1))?;
+        let id = id.with_context(|| format!("{} has no table for generation {generation}", outer.name))?;
+        let inner = super::sys::map_by_id(id).context("BPF_MAP_GET_FD_BY_ID of the pages in force")?;
+        let inner = Table::from_fd("PAGES", inner)?;
+        let (keys, values): (Vec<u32>, Vec<Page>) = pages.iter().copied().unzip();
+        inner.update_batch(&keys, &values)
+    }
+
     fn check_image(&self, image: &PolicyImage) -> anyhow::Result<()> {
         let current = self.generation();
         ensure!(image.generation != 0, "generation 0 means \"none\"");

@@ -69,6 +69,7 @@ pub(super) struct Tables {
     pub reasons: Table,
     pub rule_counts: Table,
     pub lost: Table,
+    pub tried: Table,
 }
 
 /// The datapath: its tables, its programs and what is attached where. One per machine (or network namespace) and pin
@@ -174,6 +175,11 @@ impl Datapath {
         self.control.generation()
     }
 
+    /// The secrets of the flow hash, which also choose ports and backends.
+    pub fn seed(&self) -> [u64; 2] {
+        self.control.read().seed
+    }
+
     /// Were there tables of an earlier controller?
     pub fn adopted(&self) -> bool {
         self.adopted
@@ -232,6 +238,7 @@ impl Tables {
             reasons: open("REASONS")?,
             rule_counts: open("RULE_COUNTS")?,
             lost: open("LOST")?,
+            tried: open("TRIED")?,
         })
     }
 

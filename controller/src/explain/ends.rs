@@ -17,7 +17,7 @@ pub const SOME_PORT: u16 = 40_000;
 /// Who sends.
 #[derive(Debug, Clone)]
 pub enum Sender<'a> {
-    Guest(Guest<'a>),
+    Guest(Box<Guest<'a>>),
     /// This host itself, to a guest.
     Host,
     /// Anybody else, by an uplink.
@@ -196,11 +196,11 @@ fn sender<'a>(
         Named::Guests(guests) => {
             let guest = of_family(guests, v6)?;
             let address = guest.address;
-            Ok((Sender::Guest(guest), address, None))
+            Ok((Sender::Guest(Box::new(guest)), address, None))
         }
         Named::Address(address) => {
             if let Some(guest) = only_guest_at(in_force, address)? {
-                return Ok((Sender::Guest(guest), address, None));
+                return Ok((Sender::Guest(Box::new(guest)), address, None));
             }
             let network = &in_force.loaded.network;
             let gateway = network.subnets.iter().any(|subnet| subnet.gateways.contains(&address));

@@ -23,12 +23,16 @@ pub fn environment(
 ) -> anyhow::Result<(HostEnv, [u8; 6])> {
     let compiled = &in_force.compiled;
     let parity = compiled.generation & 1;
-    // The seed only picks the example of a port.
-    let mut env = HostEnv::new(BUCKETS, [0x9e37_79b9_7f4a_7c15, 0x6a09_e667_f3bc_c908]);
+    // With the kernel's own secrets a listener's backend is the one that the kernel chooses, and so is the first port tried.
+    let mut env = HostEnv::new(BUCKETS, shared.datapath().seed());
     env.control.generation = compiled.generation;
     env.control.settings[parity as usize] = compiled.settings;
     env.set_now(now_tick());
     env.policy[parity as usize] = compiled.host_policy();
+    // Backends that are down were taken out in place.
+    for (number, page) in compiled.slot_pages(&shared.health.down()) {
+        env.policy[parity as usize].pages[number as usize] = page;
+    }
     for device in &compiled.devices {
         env.set_device(parity, *device);
     }

@@ -190,7 +190,8 @@ fn compare(kernel: &LiveAnswer, after: Option<Tuple>, engine: &Explanation, of_f
     }
     if let (Some(after), Some(translation)) = (after, &engine.translation) {
         // The port of an outbound rule is an example: the kernel knows which ones are taken.
-        let ports = translation.method == "loadBalancer" || after.source_port == translation.new_source_port;
+        let any = matches!(translation.method.as_str(), "loadBalancer" | "default");
+        let ports = any || after.source_port == translation.new_source_port;
         let same = after.source == translation.new_source
             && after.destination == translation.new_destination
             && after.destination_port == translation.new_destination_port
@@ -273,6 +274,7 @@ mod tests {
             example_port: Some(1024),
             frontend: None,
             outbound_rule: None,
+            inbound: None,
             new_source: address("203.0.113.10"),
             new_source_port: 1024,
             new_destination: address("198.51.100.1"),

@@ -1,7 +1,9 @@
 //! `explain`: what would happen to the first packet of a flow, and why. The answer comes from the same engine that runs
 //! in the kernel, over the tables of the policy in force; with `--live` the kernel's own programs are asked as well.
 
+mod arrival;
 mod ends;
+mod engine_run;
 mod environment;
 mod flow;
 mod live;
@@ -11,30 +13,33 @@ mod stages;
 mod text;
 mod trace;
 mod translation;
+mod way_out;
 mod words;
 
 use std::net::IpAddr;
 
-use portcullis_common::Reason;
+use portcullis_common::engine::Context;
 use portcullis_common::engine::host::HostEnv;
-use portcullis_common::engine::{Context, Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::layout::{HOP_FLAG_RESOLVED, NEXT_HOP_HOST};
 use serde::{Deserialize, Serialize};
 
 use self::ends::{Ends, Sender, ends};
+use self::engine_run::{Said, come_back, run};
 use self::flow::{LiveFlows, live_flows};
-use self::stages::Told;
+use self::stages::{Back, Told};
 use crate::api::{Failure, Protocol};
 use crate::compile::Registry;
 use crate::daemon::shared::rule_text;
 use crate::daemon::{InForce, Shared};
 use crate::flows::protocol_name;
 
+pub use arrival::Arrival;
 pub use live::{HookAnswer, LiveAnswer};
 pub use stages::Stage;
 pub use trace::{GroupAnswer, Tried};
 pub use translation::Translation;
+pub use way_out::{PortsLeft, WayOut};
 
 /// What is asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +90,8 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// The rules before the groups and every group that was asked, in order, with every rule that was tried.
     pub groups: Vec<GroupAnswer>,
+    /// How a guest leaves for the world; `null` for everything else.
+    pub way_out: Option<WayOut>,
     /// How its addresses change; `null` unless it is forwarded.
     pub translation: Option<Translation>,
     pub next_hop: Option<HopAnswer>,
@@ -125,7 +132,10 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
     let registry = shared.registry().clone();
     let any_port = ends.source_port == ends::SOME_PORT && !names_port(question);
     let live = live_flows(shared, &in_force, &registry, &ends, any_port);
-    let mut explanation = told(&in_force, &registry, &ends, &env, &engine, &live);
+    // Whoever comes back in has left before.
+    let out = engine.out.as_ref().unwrap_or(&engine.context);
+    let way_out = way_out::way_out(shared, &in_force, &ends, out);
+    let mut explanation = told(&in_force, &registry, &ends, &env, &engine, way_out, &live);
     explanation.notes.extend(notes(question, &ends));
     if question.live {
         let heard = live::ask(shared, &in_force, &ends, &frame)?;
@@ -136,29 +146,6 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
     Ok(explanation)
 }
 
-/// What the engine said.
-struct Said {
-    /// As [`Explanation::verdict`].
-    verdict: &'static str,
-    reason: Reason,
-    context: Context,
-}
-
-/// Runs the packet through the engine.
-fn run(env: &HostEnv, frame: &[u8], ends: &Ends<'_>, from_host: bool) -> Said {
-    let (verdict, _, context) = env.packet(frame, ends.ifindex, Hook::Tc, from_host);
-    let counters = env.counters();
-    let reason = counters.iter().find(|(reason, _)| reason.is_drop()).or(counters.first());
-    let reason = reason.map_or(Reason::NotOurs, |(reason, _)| *reason);
-    let verdict = match verdict {
-        Verdict::Drop => "drop",
-        Verdict::Redirect(_) | Verdict::Neighbour(..) | Verdict::Neighbour6(_) => "forward",
-        Verdict::Pass | Verdict::Next(_) if from_host => "forward",
-        Verdict::Pass | Verdict::Next(_) => "host",
-    };
-    Said { verdict, reason, context }
-}
-
 /// The explanation, as far as the engine alone can give it.
 fn told(
     in_force: &InForce,
@@ -166,13 +153,19 @@ fn told(
     ends: &Ends<'_>,
     env: &HostEnv,
     said: &Said,
+    way_out: Option<WayOut>,
     live: &LiveFlows,
 ) -> Explanation {
-    let Said { verdict, reason, context } = said;
-    let groups = trace::groups(in_force, ends, context);
+    let Said { verdict, reason, context, out } = said;
+    let back = out.as_ref().map(|out| (out, come_back(ends, out)));
+    let (groups, groups_out) = match &back {
+        None => (trace::groups(in_force, ends, context), Vec::new()),
+        Some((out, again)) => (trace::groups(in_force, again, context), trace::groups(in_force, ends, out)),
+    };
+    let all_groups: Vec<GroupAnswer> = groups_out.iter().chain(&groups).cloned().collect();
     let mut notes = Vec::new();
     if let Ok(hits) = env.rule_hits.lock() {
-        notes.extend(trace::disagreement(in_force, registry, &hits, &groups));
+        notes.extend(trace::disagreement(in_force, registry, &hits, &all_groups));
     }
     let hop = (*verdict != "drop").then(|| env.next_hop(u32::from(context.egress))).flatten();
     let next_hop = hop.filter(|_| context.egress > NEXT_HOP_HOST).map(|hop| {
@@ -184,7 +177,17 @@ fn told(
             resolved: hop.flags & HOP_FLAG_RESOLVED != 0,
         }
     });
-    let translation = (*verdict == "forward").then(|| translation::translation(in_force, ends, context));
+    let way = way_out.as_ref();
+    let forward = *verdict == "forward";
+    let last = back.as_ref().map_or(ends, |(_, again)| again);
+    let translation = forward.then(|| translation::translation(in_force, last, context, way));
+    let to = receiver(in_force, context, verdict);
+    let back = back.as_ref().map(|(out, again)| Back {
+        context: out,
+        ends: again,
+        groups: &groups_out,
+        translation: translation::translation(in_force, ends, out, way),
+    });
     let device = ends.missing_device.clone().unwrap_or_else(|| in_force.device_name(ends.ifindex));
     let stages = stages::stages(&Told {
         in_force,
@@ -195,10 +198,17 @@ fn told(
         verdict,
         device: &device,
         groups: &groups,
+        back: back.as_ref(),
+        way_out: way,
         translation: translation.as_ref(),
+        to: &to,
         next_hop: next_hop.as_ref(),
         live,
     });
+    let translation = match (translation, back) {
+        (Some(inbound), Some(back)) => Some(back.translation.and_back(inbound)),
+        (translation, _) => translation,
+    };
     Explanation {
         protocol: protocol_name(ends.protocol),
         from: match &ends.from {
@@ -210,14 +220,15 @@ fn told(
         source_port: ends.source_port,
         destination: ends.destination,
         destination_port: ends.destination_port,
-        to: receiver(in_force, context, verdict),
+        to,
         device,
         verdict: (*verdict).to_owned(),
         reason: reason.label().to_owned(),
         description: reason.description().trim().to_owned(),
         rule: rule_text(in_force, registry, context.rule),
         stages,
-        groups,
+        groups: all_groups,
+        way_out,
         translation,
         next_hop,
         live_flow: live.any,
@@ -274,6 +285,7 @@ impl Explanation {
             rule: String::new(),
             stages: Vec::new(),
             groups: Vec::new(),
+            way_out: None,
             translation: None,
             next_hop: None,
             live_flow: false,

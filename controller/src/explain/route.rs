@@ -10,6 +10,7 @@ use portcullis_common::policy::{
     IN_NOWHERE, IN_PLATFORM,
 };
 
+use super::arrival::arrival;
 use super::ends::{Ends, Sender};
 use crate::compile::{Registry, lookup};
 use crate::daemon::InForce;
@@ -24,7 +25,7 @@ pub fn route(in_force: &InForce, registry: &Registry, ends: &Ends<'_>, context: 
             Some(to) => format!("guest {} in {}", to.name, in_force.network_name(ends.network, registry)),
             None => "no guest".to_owned(),
         },
-        Sender::World => public(in_force, ends.destination),
+        Sender::World => public(in_force, ends),
     }
 }
 
@@ -66,7 +67,7 @@ fn from_guest(
         _ if context.to == NOBODY
             && lookup::endpoint_value(&in_force.compiled, WORLD, ends.destination) != 0 =>
         {
-            public(in_force, ends.destination)
+            public(in_force, ends)
         }
         _ => "the world".to_owned(),
     };
@@ -74,7 +75,8 @@ fn from_guest(
 }
 
 /// What a public address is to the policy.
-fn public(in_force: &InForce, destination: IpAddr) -> String {
+fn public(in_force: &InForce, ends: &Ends<'_>) -> String {
+    let destination = ends.destination;
     let network = &in_force.loaded.network;
     let value = lookup::endpoint_value(&in_force.compiled, WORLD, destination);
     let name = |place: Option<String>| place.unwrap_or_else(|| "?".to_owned());
@@ -88,10 +90,20 @@ fn public(in_force: &InForce, destination: IpAddr) -> String {
                 balancer.frontends.iter().map(move |frontend| (&balancer.name, frontend))
             });
             let found = frontends.find(|(_, frontend)| {
-                network.public_addresses[frontend.public_addresses[0]].address == destination
+                let mut publics = frontend.public_addresses.iter();
+                publics.any(|&i| network.public_addresses[i].address == destination)
             });
+            let is_default = network.default_outbound.as_ref().is_some_and(|default| {
+                default.public_addresses.iter().any(|&i| network.public_addresses[i].address == destination)
+            });
+            let listens = arrival(in_force, destination, ends.destination_port, ends.protocol);
+            let listens = listens.and_then(|arrival| arrival.rule);
+            let listens = listens.map_or_else(String::new, |rule| format!(", where {rule} listens"));
+            if found.is_none() && is_default {
+                return "the address of default outbound".to_owned();
+            }
             format!(
-                "load balancer frontend {}",
+                "load balancer frontend {}{listens}",
                 name(found.map(|(balancer, frontend)| format!("{balancer}/{}", frontend.name)))
             )
         }

@@ -10,15 +10,17 @@ use super::flow::LiveFlows;
 use super::route::route;
 use super::trace::{GroupAnswer, is_host_access};
 use super::translation::Translation;
+use super::way_out::WayOut;
 use super::{HopAnswer, text};
 use crate::compile::Registry;
 use crate::daemon::InForce;
+use crate::flows::end;
 
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
-    /// `device`, `packet`, `flow`, `sender`, `route`, `platformRules`, `group` (once for each), `translation`, `nextHop`,
-    /// `verdict`.
+    /// `device`, `packet`, `flow`, `sender`, `route`, `platformRules`, `group` (once for each), `wayOut`, `translation`,
+    /// `loop` (back in, to one of our own public addresses: then `sender` to `translation` once more), `nextHop`, `verdict`.
     pub stage: String,
     /// Did the packet end here?
     pub ended: bool,
@@ -79,64 +81,135 @@ pub struct Told<'a> {
     /// As [`super::Explanation::verdict`].
     pub verdict: &'a str,
     pub device: &'a str,
+    /// Of the last pass.
     pub groups: &'a [GroupAnswer],
+    /// The pass before, if the packet came back in.
+    pub back: Option<&'a Back<'a>>,
+    pub way_out: Option<&'a WayOut>,
     pub translation: Option<&'a Translation>,
     pub next_hop: Option<&'a HopAnswer>,
+    /// The guest that gets it.
+    pub to: &'a str,
     pub live: &'a LiveFlows,
+}
+
+/// The way out of a packet that came back in.
+pub struct Back<'a> {
+    pub context: &'a Context,
+    /// The packet as it came back.
+    pub ends: &'a Ends<'a>,
+    pub groups: &'a [GroupAnswer],
+    pub translation: Translation,
 }
 
 /// The stages.
 pub fn stages(told: &Told<'_>) -> Vec<Stage> {
-    let end = end_of(told.reason, told.ends, told.context);
-    let ended_by = || format!("{}: {}", told.reason.label(), told.reason.description().trim());
-    let mut stages = Vec::new();
-    let mut tell = |stage: &str, ended: bool, text: String| {
-        let text = if ended && !matches!(stage, "platformRules" | "group") {
-            if text.is_empty() { ended_by() } else { format!("{text}: {}", ended_by()) }
-        } else {
-            text
-        };
-        stages.push(Stage { stage: stage.to_owned(), ended, text });
-    };
-    tell("device", false, device(told));
-    if end == End::Packet {
-        tell("packet", true, String::new());
-    } else {
-        tell("flow", false, flow(told.live));
-        // What comes from outside and is not ours goes to the kernel whoever sent it.
-        if told.reason != Reason::NotOurs {
-            tell("sender", end == End::Sender, sender(told));
-        }
-        if end >= End::Route {
-            let text = route(told.in_force, told.registry, told.ends, told.context);
-            tell("route", end == End::Route, text);
+    let mut list = List { stages: Vec::new(), reason: told.reason };
+    list.tell("device", false, device(told));
+    match told.back {
+        None => list.pass(told, told.ends, told.context, told.groups, true),
+        Some(back) => {
+            list.pass(told, told.ends, back.context, back.groups, false);
+            list.way_out(told, false);
+            list.tell("translation", false, back.translation.text(told.to));
+            let (source, destination) = (back.ends.source, back.ends.destination);
+            let (from, to) = (back.ends.source_port, back.ends.destination_port);
+            let text =
+                format!("back in, as if from the world: {} -> {}", end(source, from), end(destination, to));
+            list.tell("loop", false, text);
+            list.pass(told, back.ends, told.context, told.groups, true);
         }
     }
-    if end > End::Route {
-        for group in told.groups {
-            let stage = if group.level == "platform" { "platformRules" } else { "group" };
-            tell(stage, group.denied(), text::group(group));
-        }
-        if told.reason == Reason::PlatformAddress {
-            tell("platformRules", true, ended_by());
-        } else if told.groups.is_empty() {
-            tell("group", false, no_group(told));
-        }
+    let ended = end_of(told.reason, told.back.map_or(told.ends, |back| back.ends), told.context);
+    if told.back.is_none() {
+        list.way_out(told, ended == End::Translation);
     }
     match told.translation {
-        Some(translation) => tell("translation", false, translation.text()),
-        None if end == End::Translation => tell("translation", true, String::new()),
+        Some(translation) => list.tell("translation", false, translation.text(told.to)),
+        None if ended == End::Translation => list.tell("translation", true, String::new()),
         None => {}
     }
     match told.next_hop {
-        Some(hop) => tell("nextHop", false, hop.text()),
-        None if end == End::NextHop => tell("nextHop", true, String::new()),
-        None if end == End::Not && told.verdict == "host" => tell("nextHop", false, "this host".to_owned()),
+        Some(hop) => list.tell("nextHop", false, hop.text()),
+        None if ended == End::NextHop => list.tell("nextHop", true, String::new()),
+        None if ended == End::Not && told.verdict == "host" => {
+            list.tell("nextHop", false, "this host".to_owned());
+        }
         None => {}
     }
     let verdict = format!("{} ({})", text::verdict(told.verdict), told.reason.label());
-    stages.push(Stage { stage: "verdict".to_owned(), ended: true, text: verdict });
-    stages
+    list.stages.push(Stage { stage: "verdict".to_owned(), ended: true, text: verdict });
+    list.stages
+}
+
+/// Stages under way.
+struct List {
+    stages: Vec<Stage>,
+    reason: Reason,
+}
+
+impl List {
+    fn ended_by(&self) -> String {
+        format!("{}: {}", self.reason.label(), self.reason.description().trim())
+    }
+
+    fn tell(&mut self, stage: &str, ended: bool, text: String) {
+        let text = if ended && !matches!(stage, "platformRules" | "group") {
+            if text.is_empty() { self.ended_by() } else { format!("{text}: {}", self.ended_by()) }
+        } else {
+            text
+        };
+        self.stages.push(Stage { stage: stage.to_owned(), ended, text });
+    }
+
+    fn way_out(&mut self, told: &Told<'_>, ended: bool) {
+        // Told when it was asked for: after the groups.
+        let asked = ended || told.translation.is_some() || told.back.is_some() || told.next_hop.is_some();
+        if let Some(way) = told.way_out.filter(|_| asked) {
+            self.tell("wayOut", false, way.text.clone());
+        }
+    }
+
+    /// From the packet to the groups, in one pass. `last`: it may have ended in this one.
+    fn pass(
+        &mut self,
+        told: &Told<'_>,
+        ends: &Ends<'_>,
+        context: &Context,
+        groups: &[GroupAnswer],
+        last: bool,
+    ) {
+        let end = if last { end_of(told.reason, ends, context) } else { End::Not };
+        let again = last && told.back.is_some();
+        if end == End::Packet {
+            self.tell("packet", true, String::new());
+            return;
+        }
+        if !again {
+            self.tell("flow", false, flow(told.live));
+        }
+        // What comes from outside and is not ours goes to the kernel whoever sent it.
+        if told.reason != Reason::NotOurs {
+            self.tell("sender", end == End::Sender, sender(told, ends));
+        }
+        if end >= End::Route {
+            let text = route(told.in_force, told.registry, ends, context);
+            self.tell("route", end == End::Route, text);
+        }
+        if end <= End::Route {
+            return;
+        }
+        for group in groups {
+            let stage = if group.level == "platform" { "platformRules" } else { "group" };
+            self.tell(stage, group.denied(), text::group(group));
+        }
+        if last && told.reason == Reason::PlatformAddress {
+            let ended_by = self.ended_by();
+            self.tell("platformRules", true, ended_by);
+        } else if groups.is_empty() {
+            self.tell("group", false, no_group(told, ends, context));
+        }
+    }
 }
 
 fn device(told: &Told<'_>) -> String {
@@ -158,9 +231,9 @@ fn flow(live: &LiveFlows) -> String {
     format!("{half}, allowed {of}: its packets pass; what follows is about a new one")
 }
 
-fn sender(told: &Told<'_>) -> String {
-    let source = told.ends.source;
-    match &told.ends.from {
+fn sender(told: &Told<'_>, ends: &Ends<'_>) -> String {
+    let source = ends.source;
+    match &ends.from {
         Sender::Guest(guest) => {
             let known =
                 told.in_force.compiled.guest_hops.get(guest.number).is_some_and(|hop| hop.mac.is_some());
@@ -168,13 +241,14 @@ fn sender(told: &Told<'_>) -> String {
             format!("{} has {source}, and sends from {mac} hardware address", guest.name)
         }
         Sender::Host => format!("this host, from {source}"),
+        Sender::World if told.back.is_some() => format!("{source}, the guest's public address"),
         Sender::World => format!("{source}, somebody in the world"),
     }
 }
 
-fn no_group(told: &Told<'_>) -> String {
-    let host_access = match &told.ends.from {
-        Sender::Guest(guest) => is_host_access(told.in_force, guest, told.ends, told.context),
+fn no_group(told: &Told<'_>, ends: &Ends<'_>, context: &Context) -> String {
+    let host_access = match &ends.from {
+        Sender::Guest(guest) => is_host_access(told.in_force, guest, ends, context),
         _ => false,
     };
     if host_access {

@@ -137,6 +137,12 @@ impl Explanation {
             let to = end(translation.new_destination, translation.new_destination_port);
             line("becomes", &format!("{from} -> {to}"));
         }
+        if let Some(way) = &self.way_out {
+            line("leaves by", &way.text);
+            for advice in &way.advice {
+                line("advice", advice);
+            }
+        }
         match (self.live_flow, self.live_flow_rules.as_slice()) {
             (false, _) => line("live flow", "none"),
             (true, []) => line("live flow", "yes: its packets pass without asking a rule"),
@@ -157,6 +163,7 @@ impl Explanation {
             let name = match stage.stage.as_str() {
                 "platformRules" => "platform",
                 "nextHop" => "next hop",
+                "wayOut" => "way out",
                 other => other,
             };
             let end = if stage.ended { "  <- ends here" } else { "" };

@@ -2,7 +2,6 @@
 //! linear search of [`crate::answers::trace`]. Which rule decided the engine says; [`disagreement`] holds the two together.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use portcullis_common::engine::{Context, WAY_DIRECT, WAY_IN, WAY_PLATFORM};
 use portcullis_common::layout::{Count, NEXT_HOP_HOST};
@@ -10,6 +9,7 @@ use portcullis_common::policy::{EXEMPT_DNS, EXEMPT_IMDS, EXEMPT_LKM, IN_PLATFORM
 use serde::{Deserialize, Serialize};
 
 use super::ends::Ends;
+use super::engine_run::translated;
 use crate::answers::expand::tag_name;
 use crate::answers::trace::{
     Evaluator, FieldsMatched, Level, Packet, forced_tunnel, names_tag, stages as guards,
@@ -18,7 +18,6 @@ use crate::compile::platform::PLATFORM_RULES;
 use crate::compile::{Registry, lookup, platform_rules};
 use crate::daemon::InForce;
 use crate::daemon::shared::{Guest, direction, rule_text};
-use crate::flows::address;
 use crate::policy::network::{Access, Direction, SecurityRule, ServiceTag};
 
 /// The answer of one group, or of the rules before them.
@@ -89,11 +88,16 @@ pub fn groups(in_force: &InForce, ends: &Ends<'_>, context: &Context) -> Vec<Gro
     let packet = Packet {
         source: ends.source,
         destination: match context.way {
-            WAY_IN => IpAddr::V4(address(context.new.destination)),
+            WAY_IN => translated(context)[1].0,
             _ => ends.destination,
         },
         source_port: if ports { ends.source_port } else { 0 },
-        destination_port: if ports { ends.destination_port } else { 0 },
+        // Rules see the port behind the listener.
+        destination_port: match context.way {
+            _ if !ports => 0,
+            WAY_IN => translated(context)[1].1,
+            _ => ends.destination_port,
+        },
         protocol: ends.protocol,
     };
     let mut asked = Asked { in_force, packet, exempt: None, answers: Vec::new() };

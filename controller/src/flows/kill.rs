@@ -17,7 +17,7 @@ use crate::daemon::Shared;
 use crate::datapath::{FlowTable, now_tick};
 
 /// Programs that found a mapping before it was ended have long published their flow after this: a run takes microseconds.
-const IN_FLIGHT: Duration = Duration::from_millis(5);
+pub(super) const IN_FLIGHT: Duration = Duration::from_millis(5);
 
 /// Which flows to end; all that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

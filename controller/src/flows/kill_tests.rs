@@ -87,7 +87,8 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
                     half,
                     source: to_v6(from.0),
                     destination: to_v6(to.0),
-                    ..HalfRecord6::default()
+                    new_source: to_v6(outside.0),
+                    new_destination: to_v6(to.0),
                 };
                 table.slot(slot).cast::<HalfRecord6>().write_volatile(wide);
             } else {
@@ -164,7 +165,7 @@ fn a_flow_of_ipv6_is_selected_by_its_whole_addresses() {
         };
         put(flows, tcp);
         // The same last 32 bits, which is all that the first half of its record knows.
-        put(flows, Put { slot: 2, from: ("fd00:9::4", 40000), ..tcp });
+        put(flows, Put { slot: 2, from: ("fd00:9::4", 40000), outside: ("fd00:9::4", 40000), ..tcp });
         let pair = live(flows, now_tick()).next().unwrap();
         let ends = pair.ends().unwrap();
         assert_eq!(

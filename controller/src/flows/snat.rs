@@ -1,218 +1,350 @@
-//! `snat`: each guest's ports on load balancer frontends, and how many are in use right now.
+//! `snat`: each guest's ports on each public address, what they are used for, and why a guest has none.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use portcullis_common::Reason;
-use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
-use portcullis_common::layout::{HalfRecord, KIND_MAPPING, WORLD};
-use portcullis_common::policy::{ALLOC_ECHO, ALLOC_TCP, ALLOC_UDP, UNIT_PORTS};
 use serde::{Deserialize, Serialize};
 
-use super::list::address;
+use super::allocations::{self, Allocations, Units, WITH_PORTS, port_ranges};
+use super::list::{end, no_guest};
+use super::ports::{Holder, PortUse, Taken};
 use crate::api::Failure;
-use crate::cli::table::Table;
-use crate::daemon::Shared;
-use crate::datapath::now_tick;
+use crate::daemon::shared::Guest;
+use crate::daemon::{InForce, Shared};
+use crate::observe::outbound::no_ports;
+use crate::observe::time::unix;
 
 /// SNAT ports by guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SnatUse {
     pub guests: Vec<GuestPorts>,
+    /// By protocol, of the guests and addresses above.
+    pub totals: Vec<Total>,
     /// Packets dropped because their guest had no port left, of all guests together.
     pub exhausted_packets: u64,
 }
 
 /// Ports of one address of one guest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestPorts {
     /// `vm1/ipconfig1`
     pub guest: String,
-    pub private_address: IpAddr,
-    /// Public addresses it leaves under.
-    pub addresses: Vec<Ipv4Addr>,
-    /// Protocols its outbound rule translates.
-    pub protocols: Vec<String>,
-    /// Ports it owns, for each protocol.
-    pub allocated: u32,
-    /// TCP: ports with at least one live flow (each serves many destinations). UDP and ICMP: ports taken by an inside
-    /// socket.
-    pub used: ByProtocol,
-    pub free: ByProtocol,
+    pub private_address: String,
+    /// Public addresses it has ports of.
+    pub addresses: Vec<IpAddr>,
+    /// Why it has none; `null` if it has.
+    pub no_data_because: Option<String>,
+    /// One for each public address and protocol.
+    pub ports: Vec<PortsOn>,
     /// Sampled drops for want of a port since the daemon's start; a lower bound.
     pub exhausted_sampled: u64,
-    /// Inclusive ranges of the ports owned, by public address.
+    /// Inclusive ranges of the ports that new flows of any protocol may claim, by public address.
     pub ranges: Vec<OwnedPorts>,
 }
 
-/// A number for each protocol.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ByProtocol {
-    pub tcp: u32,
-    pub udp: u32,
-    pub icmp: u32,
+/// Ports of one guest on one public address for one protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortsOn {
+    pub frontend: String,
+    /// `tcp`, `udp` or `icmp` (identifiers of pings, of either family).
+    pub protocol: String,
+    /// Ports that new flows may claim: `used`, `holding` and `free` together.
+    pub allocated: u32,
+    /// With at least one live flow; a TCP port may have many, to different destinations.
+    pub used: u32,
+    /// Without a live flow, but kept: TCP until nothing of its ended flows can be under way, UDP until the inside socket
+    /// has been quiet for long enough.
+    pub holding: u32,
+    pub free: u32,
+    /// Ports that are being given back: nothing new is claimed there.
+    pub draining: u32,
+    /// Ports with a live flow that new flows may not claim: those, and any of a way out the guest has no more.
+    pub draining_used: u32,
+    /// Live flows on them.
+    pub draining_flows: u32,
+    /// When they are ended at the latest, RFC 3339.
+    pub draining_until: Option<String>,
+    /// The destination towards which most ports are taken, which is what exhausts.
+    pub busiest: Option<Towards>,
+}
+
+/// Ports taken towards a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Towards {
+    /// `198.51.100.7:443`; the address alone for pings.
+    pub destination: String,
+    pub ports: u32,
+}
+
+/// Sums for one protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Total {
+    pub protocol: String,
+    pub allocated: u32,
+    pub used: u32,
+    pub holding: u32,
+    pub free: u32,
+    pub draining: u32,
 }
 
 /// Ports of one public address.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OwnedPorts {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub first: u16,
     pub last: u16,
 }
 
-/// The guests' SNAT ports.
-pub fn snat(shared: &Shared) -> Result<SnatUse, Failure> {
+impl GuestPorts {
+    /// Ports in use for a protocol, on all public addresses.
+    pub fn used(&self, protocol: &str) -> u32 {
+        self.ports.iter().filter(|on| on.protocol == protocol).map(|on| on.used).sum()
+    }
+
+    /// Ports that may be claimed for the protocol that has most.
+    pub fn allocated(&self) -> u32 {
+        let of = |name| self.ports.iter().filter(|on| on.protocol == name).map(|on| on.allocated).sum();
+        WITH_PORTS.map(|(.., name)| of(name)).into_iter().max().unwrap_or(0)
+    }
+}
+
+/// The guests' SNAT ports: of one guest or all, on one public address (or frontend, by name) or all.
+pub fn snat(shared: &Shared, guest: Option<&str>, frontend: Option<&str>) -> Result<SnatUse, Failure> {
     let in_force = shared.in_force();
-    let image = in_force.image();
-    let now = now_tick();
-    // (next hop of the guest, protocol) -> public ports in use.
-    let mut used: HashMap<(u16, u8), HashSet<(u32, u16)>> = HashMap::new();
-    for (_, record) in shared.flows.iter() {
-        if let Some(guest) = claimed_by(&record)
-            && shared.flows.is_alive(&record, now)
-        {
-            let port = (record.key.destination, record.key.destination_port);
-            used.entry((guest, record.key.protocol)).or_default().insert(port);
-        }
-    }
-    let mut guests = Vec::new();
-    for guest in
-        in_force.guests().filter(|guest| guest.endpoint.alloc.iter().any(|alloc| alloc.segments != 0))
+    if let Some(name) = guest
+        && !in_force.has_guest(name)
     {
-        let which = (0..3).max_by_key(|&i| guest.endpoint.alloc[i].ports).unwrap_or(ALLOC_TCP);
-        let allocated = guest.endpoint.alloc[which].ports;
-        let in_use =
-            |protocol| used.get(&(guest.endpoint.next_hop, protocol)).map_or(0, |ports| ports.len() as u32);
-        let now = ByProtocol { tcp: in_use(6), udp: in_use(17), icmp: in_use(1) };
-        let mut ranges: Vec<OwnedPorts> = Vec::new();
-        let mut units = image.units(&guest.endpoint, which);
-        units.sort_unstable();
-        for (frontend, unit) in units {
-            let public = address(image.frontend(frontend).address);
-            let first = (unit * UNIT_PORTS) as u16;
-            let last = first + (UNIT_PORTS - 1) as u16;
-            match ranges.last_mut() {
-                Some(range) if range.address == public && u32::from(range.last) + 1 == u32::from(first) => {
-                    range.last = last;
-                }
-                _ => ranges.push(OwnedPorts { address: public, first, last }),
-            }
-        }
-        let mut addresses: Vec<Ipv4Addr> = ranges.iter().map(|range| range.address).collect();
-        addresses.dedup();
-        let translates = [(ALLOC_TCP, "tcp"), (ALLOC_UDP, "udp"), (ALLOC_ECHO, "icmp")];
-        let protocols = translates.iter().filter(|(which, _)| guest.endpoint.alloc[*which].segments != 0);
-        guests.push(GuestPorts {
-            guest: guest.name.to_owned(),
-            private_address: guest.address,
-            addresses,
-            protocols: protocols.map(|(_, name)| (*name).to_owned()).collect(),
-            allocated,
-            used: now,
-            free: ByProtocol {
-                tcp: allocated.saturating_sub(now.tcp),
-                udp: allocated.saturating_sub(now.udp),
-                icmp: allocated.saturating_sub(now.icmp),
-            },
-            exhausted_sampled: shared.events.exhausted(guest.endpoint.network, guest.endpoint.address),
-            ranges,
-        });
+        return Err(no_guest(&in_force, name));
     }
+    let wanted = frontend.map(|name| addresses_of(&in_force, name)).transpose()?;
+    let used = PortUse::look(shared.flow_tables());
+    let named = |found: &Guest<'_>| guest.is_none_or(|name| found.is_named(name));
+    let mut guests = of_guests(shared, &in_force, &used, named, wanted.as_deref());
+    guests.retain(|guest| wanted.is_none() || !guest.ports.is_empty());
     let reasons = shared.datapath().reasons()?;
     let count = |reason: Reason| reasons.get(reason as usize).map_or(0, |count| count.packets);
     let exhausted_packets = count(Reason::SnatExhausted) + count(Reason::SnatRefused);
-    Ok(SnatUse { guests, exhausted_packets })
+    Ok(SnatUse { totals: totals(&guests), guests, exhausted_packets })
 }
 
-/// The next hop of the guest that has claimed a public port by this record; `None` if the record is no claim.
-fn claimed_by(record: &HalfRecord) -> Option<u16> {
-    let flags = Ctl(record.ctl).flags();
-    if flags & FLAG_SNAT == 0 || flags & FLAG_FORWARD != 0 || record.key.network != WORLD {
-        return None;
+/// Every guest's ports on every public address.
+pub fn guests(shared: &Shared, in_force: &InForce, used: &PortUse) -> Vec<GuestPorts> {
+    of_guests(shared, in_force, used, |_| true, None)
+}
+
+fn of_guests(
+    shared: &Shared,
+    in_force: &InForce,
+    used: &PortUse,
+    named: impl Fn(&Guest<'_>) -> bool,
+    wanted: Option<&[IpAddr]>,
+) -> Vec<GuestPorts> {
+    let allocations = Allocations::of(in_force);
+    let guests = in_force.guests().filter(|guest| named(guest));
+    let ports = guests.map(|guest| {
+        let exhausted = shared.events.exhausted(guest.endpoint.network, guest.endpoint.address);
+        guest_ports(in_force, &guest, &allocations, used, wanted, exhausted)
+    });
+    ports.collect()
+}
+
+/// The public addresses that a word means: an address, `lb/frontend`, or the name of a frontend.
+pub(super) fn addresses_of(in_force: &InForce, word: &str) -> Result<Vec<IpAddr>, Failure> {
+    if let Ok(address) = word.parse() {
+        return Ok(vec![address]);
     }
-    match (record.key.protocol, record.key.kind == KIND_MAPPING) {
-        // The claim of a TCP port is the reverse half of its flow, whose packets go to the guest.
-        (6, false) => Some(record.next_hop()),
-        (17 | 1, true) => Some(record.ingress()),
-        _ => None,
+    let network = &in_force.loaded.network;
+    let mut found = Vec::new();
+    for balancer in &network.load_balancers {
+        for frontend in &balancer.frontends {
+            if word == frontend.name || word == format!("{}/{}", balancer.name, frontend.name) {
+                found.extend(frontend.public_addresses.iter().map(|&i| network.public_addresses[i].address));
+            }
+        }
+    }
+    if found.is_empty() {
+        let word: String = word.chars().take(80).collect();
+        return Err(Failure::input(format!(
+            "there is no frontend `{word}` in the policy in force: give its name, lb/name or its address"
+        )));
+    }
+    Ok(found)
+}
+
+fn guest_ports(
+    in_force: &InForce,
+    guest: &Guest<'_>,
+    allocations: &Allocations,
+    used: &PortUse,
+    wanted: Option<&[IpAddr]>,
+    exhausted_sampled: u64,
+) -> GuestPorts {
+    let mut rows: BTreeMap<(IpAddr, usize), (Units, Taken)> = BTreeMap::new();
+    for (&(_, address, which), units) in allocations.of_endpoint(guest.number) {
+        rows.entry((address, which)).or_default().0 = units.clone();
+    }
+    // Also where it has no ports any more: its flows there go on.
+    for (holder, taken) in used.holders().filter(|(holder, _)| holder.hop == guest.endpoint.next_hop) {
+        if let Some(which) = portcullis_common::policy::alloc_of(holder.protocol) {
+            rows.entry((holder.frontend, which)).or_default().1 = taken.clone();
+        }
+    }
+    rows.retain(|(address, _), _| wanted.is_none_or(|wanted| wanted.contains(address)));
+    let mut ranges = Vec::new();
+    let mut addresses: Vec<IpAddr> = rows.keys().map(|(address, _)| *address).collect();
+    addresses.dedup();
+    for &address in &addresses {
+        let of_address = rows.iter().filter(|((a, _), _)| *a == address);
+        let units: std::collections::BTreeSet<u16> =
+            of_address.flat_map(|(_, (units, _))| units.claimable.iter().copied()).collect();
+        let owned = port_ranges(units).into_iter();
+        ranges.extend(owned.map(|(first, last)| OwnedPorts { address, first, last }));
+    }
+    let until = |address, which, units: &Units| draining_until(in_force, address, which, units);
+    let ports: Vec<PortsOn> = rows
+        .iter()
+        .map(|(&(address, which), (units, taken))| {
+            ports_on(address, which, units, taken, until(address, which, units))
+        })
+        .collect();
+    GuestPorts {
+        guest: guest.name.to_owned(),
+        private_address: guest.address.to_string(),
+        addresses,
+        no_data_because: ports.is_empty().then(|| no_ports(in_force, guest)),
+        ports,
+        exhausted_sampled,
+        ranges,
     }
 }
 
-impl SnatUse {
-    /// For people.
-    pub fn text(&self) -> String {
-        let mut table = Table::new(&[
-            "GUEST",
-            "ADDRESSES",
-            "PORTS>",
-            "TCP USED>",
-            "FREE>",
-            "UDP USED>",
-            "FREE>",
-            "ICMP USED>",
-            "FREE>",
-            "EXHAUSTED>",
-        ]);
-        for guest in &self.guests {
-            let addresses: Vec<String> = guest.addresses.iter().map(Ipv4Addr::to_string).collect();
-            let pair = |name: &str, used: u32, free: u32| {
-                // What the outbound rule does not translate has no ports at all.
-                if guest.protocols.iter().any(|p| p == name) {
-                    [used.to_string(), free.to_string()]
-                } else {
-                    ["-".to_owned(), "-".to_owned()]
-                }
-            };
-            let [tcp_used, tcp_free] = pair("tcp", guest.used.tcp, guest.free.tcp);
-            let [udp_used, udp_free] = pair("udp", guest.used.udp, guest.free.udp);
-            let [icmp_used, icmp_free] = pair("icmp", guest.used.icmp, guest.free.icmp);
-            table.row([
-                guest.guest.clone(),
-                addresses.join(","),
-                guest.allocated.to_string(),
-                tcp_used,
-                tcp_free,
-                udp_used,
-                udp_free,
-                icmp_used,
-                icmp_free,
-                guest.exhausted_sampled.to_string(),
-            ]);
+/// The last moment at which one of the units is taken back.
+fn draining_until(in_force: &InForce, address: IpAddr, which: usize, units: &Units) -> Option<String> {
+    let owned = &in_force.compiled.ownership;
+    let ends = units
+        .draining
+        .iter()
+        .filter_map(|&unit| allocations::draining_until(owned, address, which == 1, unit));
+    ends.max().map(unix)
+}
+
+fn ports_on(
+    address: IpAddr,
+    which: usize,
+    units: &Units,
+    taken: &Taken,
+    draining_until: Option<String>,
+) -> PortsOn {
+    let mut on = PortsOn {
+        frontend: address.to_string(),
+        protocol: WITH_PORTS[which].2.to_owned(),
+        allocated: units.ports(),
+        draining: units.draining_ports(),
+        draining_until,
+        ..PortsOn::default()
+    };
+    for (&port, flows) in &taken.ports {
+        if !units.may_claim(port) {
+            on.draining_flows += flows.live;
+            on.draining_used += u32::from(flows.live > 0);
+        } else if flows.live > 0 {
+            on.used += 1;
+        } else {
+            on.holding += 1;
         }
-        let mut text = table.render("no guest has SNAT ports: the policy has no outbound rules");
-        if self.exhausted_packets > 0 {
-            text +=
-                &format!("{} packets dropped because their guest had no port left\n", self.exhausted_packets);
-        }
-        text
     }
+    on.free = on.allocated.saturating_sub(on.used + on.holding);
+    on.busiest = taken.busiest().map(|(to, ports)| Towards { destination: end(to.ip(), to.port()), ports });
+    on
+}
+
+fn totals(guests: &[GuestPorts]) -> Vec<Total> {
+    let of = |name: &str| {
+        let rows = guests.iter().flat_map(|guest| &guest.ports).filter(|on| on.protocol == name);
+        rows.fold(Total { protocol: name.to_owned(), ..Total::default() }, |sum, on| Total {
+            allocated: sum.allocated + on.allocated,
+            used: sum.used + on.used,
+            holding: sum.holding + on.holding,
+            free: sum.free + on.free,
+            draining: sum.draining + on.draining,
+            ..sum
+        })
+    };
+    WITH_PORTS.map(|(.., name)| of(name)).into_iter().filter(|t| t.allocated + t.draining > 0).collect()
+}
+
+/// One guest's ports towards one destination, for one protocol (`ALLOC_*`): taken, and owned, on all public addresses.
+pub fn towards(
+    guest: &Guest<'_>,
+    allocations: &Allocations,
+    used: &PortUse,
+    which: usize,
+    destination: std::net::SocketAddr,
+) -> [u32; 2] {
+    let mut sums = [0; 2];
+    for (&(_, frontend, of), units) in allocations.of_endpoint(guest.number) {
+        if of != which {
+            continue;
+        }
+        let protocol = match (which, frontend) {
+            (2, IpAddr::V6(_)) => 58,
+            _ => WITH_PORTS[which].0,
+        };
+        let taken = used.of(Holder { hop: guest.endpoint.next_hop, frontend, protocol });
+        let taken = taken.map_or(0, |taken| match which {
+            // TCP shares a port between destinations, the others do not.
+            0 => taken.destinations.get(&destination).copied().unwrap_or(0),
+            _ => taken.ports.keys().filter(|&&port| units.may_claim(port)).count() as u32,
+        });
+        sums = [sums[0] + taken, sums[1] + units.ports()];
+    }
+    sums
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::ports::tests::found;
     use super::*;
-    use portcullis_common::flow::LIVE;
-    use portcullis_common::layout::{FlowKey, KIND_FLOW, hops};
+
+    fn row(protocol: u8, which: usize, flows: &[(&str, u16, bool)], quiet: &[u16]) -> PortsOn {
+        let address: IpAddr = "203.0.113.10".parse().unwrap();
+        let used = found(7, "203.0.113.10", protocol, flows, quiet);
+        let units = Units { claimable: [128, 129].into(), draining: [130].into() };
+        let taken = used.of(Holder { hop: 7, frontend: address, protocol }).unwrap();
+        ports_on(address, which, &units, taken, None)
+    }
 
     #[test]
-    fn only_the_reverse_half_of_tcp_and_the_outer_mapping_of_others_are_claims() {
-        let record = |protocol, kind, network, flags| HalfRecord {
-            key: FlowKey { protocol, kind, network, ..FlowKey::default() },
-            ctl: Ctl::new(1, LIVE, 0, 0, flags).0,
-            hops: hops(7, 8),
-            ..HalfRecord::default()
-        };
-        assert_eq!(claimed_by(&record(6, KIND_FLOW, WORLD, FLAG_SNAT)), Some(7));
-        assert_eq!(claimed_by(&record(17, KIND_MAPPING, WORLD, FLAG_SNAT)), Some(8));
-        assert_eq!(claimed_by(&record(17, KIND_FLOW, WORLD, FLAG_SNAT)), None, "the mapping counts, once");
-        assert_eq!(claimed_by(&record(6, KIND_FLOW, 1, FLAG_SNAT | FLAG_FORWARD)), None);
-        assert_eq!(
-            claimed_by(&record(6, KIND_FLOW, WORLD, 0)),
-            None,
-            "an instance-level address needs no port"
-        );
+    fn used_holding_and_free_are_all_that_is_allocated_and_drained_ports_are_apart() {
+        let flows = [
+            ("198.51.100.1:443", 1024, false),
+            ("198.51.100.2:443", 1024, false),
+            ("198.51.100.1:443", 1025, true),
+            ("198.51.100.1:443", 1040, false),
+            ("198.51.100.1:443", 1041, true),
+        ];
+        let on = row(6, 0, &flows, &[]);
+        assert_eq!((on.allocated, on.used, on.holding, on.free), (16, 1, 1, 14));
+        assert_eq!((on.draining, on.draining_flows), (8, 1));
+        assert_eq!(on.busiest, Some(Towards { destination: "198.51.100.1:443".into(), ports: 4 }));
+    }
+
+    #[test]
+    fn a_udp_socket_that_is_quiet_holds_its_port() {
+        let on = row(17, 1, &[("198.51.100.1:53", 1024, false)], &[1024, 1030]);
+        assert_eq!((on.used, on.holding, on.free), (1, 1, 14));
+    }
+
+    #[test]
+    fn totals_are_by_protocol_and_leave_out_what_nobody_has() {
+        let guest = |ports| GuestPorts { ports, ..GuestPorts::default() };
+        let tcp = row(6, 0, &[("198.51.100.1:443", 1024, false)], &[]);
+        let sums = totals(&[guest(vec![tcp.clone()]), guest(vec![tcp])]);
+        assert_eq!(sums.len(), 1);
+        assert_eq!((sums[0].allocated, sums[0].used, sums[0].free, sums[0].draining), (32, 2, 30, 16));
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use super::links::{Link, LinkKind, Links};
 use crate::policy::network::{Hook, Network};
+use crate::probes::is_prober;
 
 /// What a device is to the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +90,9 @@ pub fn choose_hooks_without(
         }
         let mut choice = choose(link, DeviceRole::Uplink, uplink.hook, refused)?;
         if choice.hook == AttachedHook::Xdp {
-            let unreachable: Vec<&DeviceChoice> =
-                guests.iter().filter(|guest| !guest.xdp_redirect_ok).collect();
+            // Nothing from outside goes to a prober.
+            let counts = |guest: &&DeviceChoice| !guest.xdp_redirect_ok && !is_prober(&guest.name);
+            let unreachable: Vec<&DeviceChoice> = guests.iter().filter(counts).collect();
             match (uplink.hook, unreachable.first()) {
                 (Hook::Xdp, Some(guest)) => {
                     bail!(unreachable_text(network, link, guest, &unreachable, links))

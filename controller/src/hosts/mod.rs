@@ -19,6 +19,7 @@ mod neighbours;
 mod netlink;
 mod offloads;
 mod prepare;
+mod probers;
 mod routes;
 mod solicited;
 mod sysctl;
@@ -28,7 +29,7 @@ mod wishes;
 mod xdp_features;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use addresses::HostAddress;
 pub use firewalls::{Firewall, firewalls};

@@ -69,7 +69,10 @@ pub async fn follow(events: Events, shared: Arc<Shared>) {
     };
     loop {
         match events.next().await {
-            Ok(event) => shared.events.note(event),
+            Ok(event) => {
+                shared.health_log.note(&event, &shared);
+                shared.events.note(event);
+            }
             Err(error) => return log::warn!("drops are not shown one by one any more: {error}"),
         }
     }

@@ -20,7 +20,9 @@ use crate::datapath::{FlowTable, HookState, ProgramInfo, address6, now_tick};
 use crate::flows::{ReaperReport, address, live};
 use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
 
+use super::balancing::{Balanced, balanced};
 use super::drops::{Lost, losses};
+use super::health::HealthEvent;
 
 #[path = "status_text.rs"]
 mod text;
@@ -50,11 +52,16 @@ pub struct Status {
     #[serde(rename = "flowsIPv6")]
     pub flows_v6: FlowUse,
     pub reaper: ReaperReport,
+    /// Load balancing rules with their backends.
+    pub balanced: Vec<Balanced>,
     /// What the kernel lost after a redirect by XDP in this network namespace, by its tracepoints.
     pub lost: Vec<Lost>,
     /// Other firewalls on this host, which forwarded packets bypass.
     pub firewalls: Vec<OtherFirewall>,
     pub warnings: Vec<String>,
+    /// What is going wrong with guests' ports right now, the worst first.
+    #[serde(default)]
+    pub health_events: Vec<HealthEvent>,
     pub memory: Memory,
     /// The programs of this daemon's load.
     pub programs: Vec<Program>,
@@ -180,6 +187,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
     drop(datapath);
     let [flows, flows_v6] = shared.flow_tables().map(|table| flow_use(table, now));
     let trouble = shared.trouble();
+    let (rules, blocked) = balanced(&in_force.loaded.network, &shared.health);
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -199,12 +207,14 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         next_hops: hops.iter().map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now)).collect(),
         routes,
         reaper: shared.reaper.report(),
+        balanced: rules,
         lost: losses(&lost, true),
         firewalls: firewalls(&in_force.links)
             .into_iter()
             .map(|found| OtherFirewall { name: found.name.to_owned(), evidence: found.evidence })
             .collect(),
-        warnings: warnings(&in_force),
+        warnings: warnings(&in_force).into_iter().chain(blocked).collect(),
+        health_events: shared.health_log.events(),
         memory: Memory {
             resident_bytes: resident(),
             policy_bytes: in_force.compiled.memory_bytes as u64,

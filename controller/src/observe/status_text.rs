@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Status;
 use crate::cli::table::Table;
+use crate::observe::balancing::BackendState;
 use crate::observe::time::{bytes, span};
 
 impl Status {
@@ -63,6 +64,9 @@ impl Status {
         for warning in &self.warnings {
             line("warning", warning.trim_end().replace('\n', "; "));
         }
+        for event in &self.health_events {
+            line("health", event.text.clone());
+        }
         for device in &self.missing_devices {
             line("missing", format!("device {device}: its guests are served as soon as it exists"));
         }
@@ -70,6 +74,10 @@ impl Status {
         text.push_str(&self.device_table());
         text.push('\n');
         text.push_str(&self.hop_table());
+        if !self.balanced.is_empty() {
+            text.push('\n');
+            text.push_str(&self.backend_table());
+        }
         text
     }
 
@@ -95,6 +103,28 @@ impl Status {
             ]);
         }
         table.render("no devices")
+    }
+
+    fn backend_table(&self) -> String {
+        let mut table = Table::new(&["RULE", "PROBE", "BACKEND", "STATE", "SINCE", "WHY"]);
+        for rule in &self.balanced {
+            for backend in &rule.backends {
+                let state = match backend.state {
+                    BackendState::Up => "up",
+                    BackendState::Down => "DOWN",
+                    BackendState::NotProbed => "not probed",
+                };
+                table.row([
+                    rule.rule.clone(),
+                    rule.probe.clone().unwrap_or_default(),
+                    backend.name.clone(),
+                    state.to_owned(),
+                    backend.since.clone().unwrap_or_default(),
+                    backend.why.clone().unwrap_or_default(),
+                ]);
+            }
+        }
+        table.render("no backends")
     }
 
     fn hop_table(&self) -> String {
@@ -166,9 +196,11 @@ mod tests {
             flows: FlowUse { live: 1, capacity: 2, fill_percent: 50.0, slots: 8 },
             flows_v6: FlowUse { live: 3, capacity: 4, fill_percent: 75.0, slots: 16 },
             reaper: ReaperReport::default(),
+            balanced: Vec::new(),
             lost: vec![Lost { at: "xdp_redirect_err".into(), packets: 4 }],
             firewalls: Vec::new(),
             warnings: Vec::new(),
+            health_events: Vec::new(),
             memory: Memory { resident_bytes: 0, policy_bytes: 0, flow_table_bytes: 0 },
             programs: Vec::new(),
         };

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub mod pools;
 pub mod random_policy;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -38,16 +38,12 @@ pub fn reset<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
         let Some(ip) = at::<Ipv6>(packet, l3) else { return false };
         // SAFETY: as above.
         let ip = unsafe { &mut *ip };
-        let source = ip.source;
-        ip.source = ip.destination;
-        ip.destination = source;
+        (ip.source, ip.destination) = (ip.destination, ip.source);
     } else {
         let Some(ip) = at::<Ipv4>(packet, l3) else { return false };
         // SAFETY: as above.
         let ip = unsafe { &mut *ip };
-        let source = ip.source;
-        ip.source = ip.destination;
-        ip.destination = source;
+        (ip.source, ip.destination) = (ip.destination, ip.source);
     }
     if !turn_round(packet, ctx) {
         return false;

@@ -135,14 +135,14 @@ fn view(stand: &Stand, up: Duration, now: &Answers, before: Option<&Answers>) ->
 
     text += "\nSNAT PORTS IN USE\n";
     let mut snat = Table::new(&["GUEST", "UNDER", "OWNED>", "TCP>", "UDP>", "PING>"]);
-    for guest in &now.snat.guests {
+    for guest in now.snat.guests.iter().filter(|guest| !guest.ports.is_empty()) {
         let under: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
-        let used = [guest.used.tcp, guest.used.udp, guest.used.icmp].map(|n| n.to_string());
+        let used = ["tcp", "udp", "icmp"].map(|protocol| guest.used(protocol).to_string());
         let [tcp, udp, icmp] = used;
         snat.row([
             short(&guest.guest).to_owned(),
             under.join(","),
-            guest.allocated.to_string(),
+            guest.allocated().to_string(),
             tcp,
             udp,
             icmp,

@@ -79,7 +79,7 @@ impl Stand {
     }
 
     pub fn snat(&self) -> anyhow::Result<SnatUse> {
-        self.ask(&Request::Snat)
+        self.ask(&Request::Snat { guest: None, frontend: None })
     }
 
     pub fn drops(&self) -> anyhow::Result<Drops> {
@@ -112,7 +112,7 @@ impl Stand {
         let guests = self.snat()?.guests;
         let mine = guests.iter().filter(|g| g.guest.split('/').next() == Some(guest));
         let mut ranges = mine.flat_map(|g| &g.ranges);
-        Ok(ranges.any(|r| r.address == address && (r.first..=r.last).contains(&port)))
+        Ok(ranges.any(|r| r.address == std::net::IpAddr::V4(address) && (r.first..=r.last).contains(&port)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A group's rules of one direction, as sets of packets in one subnet.
 
+use std::collections::BTreeSet;
+
 use crate::answers::addresses::AddressSet;
 use crate::answers::expand::PLATFORM;
 use crate::answers::expand::Terms;
@@ -76,18 +78,41 @@ pub fn guarded(network: &Network, group: usize, subnet: usize) -> AddressSet {
     AddressSet::from_prefixes(&nets)
 }
 
+/// Does the group guard this ip configuration (of an interface) there?
+fn guards(
+    network: &Network,
+    group: usize,
+    subnet: usize,
+    (interface, configuration): (usize, usize),
+) -> bool {
+    let interface = &network.interfaces[interface];
+    let configuration = &interface.addresses[configuration];
+    let (here, there) = (&network.subnets[subnet], &network.subnets[configuration.subnet]);
+    let same = (here.network, here.route_table) == (there.network, there.route_table);
+    same && (interface.group == Some(group) || there.group == Some(group))
+}
+
 /// Addresses of load balancer pools' members that the group guards there.
 fn pool_members(network: &Network, group: usize, subnet: usize) -> AddressSet {
     let members = network.load_balancers.iter().flat_map(|lb| &lb.pools).flat_map(|pool| &pool.members);
-    let addresses = members.filter_map(|&(interface, configuration)| {
-        let interface = &network.interfaces[interface];
-        let configuration = &interface.addresses[configuration];
-        let (here, there) = (&network.subnets[subnet], &network.subnets[configuration.subnet]);
-        let same = (here.network, here.route_table) == (there.network, there.route_table);
-        let guards = interface.group == Some(group) || there.group == Some(group);
-        (same && guards).then(|| ipnet::IpNet::from(configuration.address))
-    });
+    let guarded = members.filter(|member| guards(network, group, subnet, **member));
+    let addresses = guarded.map(|&(i, c)| ipnet::IpNet::from(network.interfaces[i].addresses[c].address));
     AddressSet::from_prefixes(&addresses.collect::<Vec<_>>())
+}
+
+/// The ports at which rules' probes ask members that the group guards there; any if no rule has a probe.
+fn probed_ports(network: &Network, group: usize, subnet: usize) -> Vec<(u16, u16)> {
+    let mut ports = BTreeSet::new();
+    for balancer in &network.load_balancers {
+        for rule in &balancer.rules {
+            let Some(probe) = rule.probe else { continue };
+            let mut members = balancer.pools[rule.pool].members.iter();
+            if members.any(|member| guards(network, group, subnet, *member)) {
+                ports.insert(balancer.probes[probe].port);
+            }
+        }
+    }
+    if ports.is_empty() { vec![ANY_PORT] } else { ports.into_iter().map(|port| (port, port)).collect() }
 }
 
 /// The rules of one direction in one subnet, and what is asked of them.
@@ -105,6 +130,8 @@ pub struct View<'n> {
     pub management: usize,
     /// Region: TCP from 168.63.129.16 to pool members that the group guards; empty if there are none.
     pub probes: usize,
+    /// The ports that these are probed at; any as long as no rule of their load balancers has a probe.
+    pub probed: Vec<(u16, u16)>,
 }
 
 impl<'n> View<'n> {
@@ -125,15 +152,28 @@ impl<'n> View<'n> {
             destination_ports: MANAGEMENT.to_vec(),
         });
         let probes = regions.len();
+        let probed = probed_ports(network, group, subnet);
         regions.push(Region {
             protocols: Protocols::TCP,
             source: AddressSet::single(PLATFORM.into()),
             source_ports: vec![ANY_PORT],
             destination: pool_members(network, group, subnet),
-            destination_ports: vec![ANY_PORT],
+            destination_ports: probed.clone(),
         });
         let space = Space::new(&regions);
-        Self { network, group, subnet, direction, rules, regions, space, internet, management, probes }
+        Self {
+            network,
+            group,
+            subnet,
+            direction,
+            rules,
+            regions,
+            space,
+            internet,
+            management,
+            probes,
+            probed,
+        }
     }
 
     /// The rules that somebody wrote, by place.

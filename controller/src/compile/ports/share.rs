@@ -38,6 +38,8 @@ struct Settling<'a> {
     protocol: u8,
     ground: &'a Ground<'a>,
     addresses: Vec<IpAddr>,
+    /// By address: units SNAT may use.
+    eligible: Vec<&'a UnitSet>,
     /// Of each share: its addresses as indices, in the order they are filled.
     order: Vec<Vec<usize>>,
     /// Of each share: its members'.
@@ -71,6 +73,7 @@ pub(super) fn settle(
     let mut settling = Settling {
         protocol,
         ground,
+        eligible: ground.addresses.values().map(|of| &of[usize::from(protocol == UDP)]).collect(),
         order: shares
             .iter()
             .map(|share| share.addresses.iter().filter_map(|a| index.get(a)).copied().collect())
@@ -99,14 +102,6 @@ pub(super) fn settle(
 }
 
 impl Settling<'_> {
-    fn eligible(&self, (address, unit): Unit) -> bool {
-        self.eligible_of(address).contains(unit)
-    }
-
-    fn eligible_of(&self, address: usize) -> &UnitSet {
-        &self.ground.addresses[&self.addresses[address]][usize::from(self.protocol == UDP)]
-    }
-
     fn live(&self, (address, unit): Unit) -> u32 {
         self.ground.live.get(&(self.addresses[address], self.protocol, unit)).copied().unwrap_or(0)
     }
@@ -121,14 +116,19 @@ impl Settling<'_> {
         }
         for address in 0..self.addresses.len() {
             let Some(units) = ownership.frontends.get(&self.addresses[address]) else { continue };
+            // A member's units lie side by side: it is looked up once for all of them.
+            let (mut last, mut places) = ("", &[][..]);
             for (&number, owner) in units.of(self.protocol) {
                 let unit = (address, number);
                 self.warm[address].insert(number);
-                let places = seats.get(owner.member.as_str()).map_or(&[][..], Vec::as_slice);
+                if owner.member != last {
+                    last = &owner.member;
+                    places = seats.get(last).map_or(&[], Vec::as_slice);
+                }
                 let seat = places
                     .iter()
                     .find(|(share, _)| self.order[*share].contains(&address))
-                    .filter(|_| self.eligible(unit));
+                    .filter(|_| self.eligible[address].contains(number));
                 match (owner.draining_until, seat) {
                     (None, Some(&(share, member))) => {
                         self.seats[share][member].held.push(unit);
@@ -210,6 +210,9 @@ impl Settling<'_> {
         let mut errors = Vec::new();
         for &i in turns {
             let missing = self.missing(i, shares[i].target);
+            if missing == 0 {
+                continue;
+            }
             let free = self.free(i, &taken);
             if missing > free.len() {
                 errors.push(too_few(&shares[i], missing, free.len()));
@@ -225,7 +228,7 @@ impl Settling<'_> {
     fn free(&self, share: usize, taken: &[UnitSet]) -> Vec<Unit> {
         let mut units = Vec::new();
         for &address in &self.order[share] {
-            let free = self.eligible_of(address).without(&taken[address]);
+            let free = self.eligible[address].without(&taken[address]);
             let (cold, warm) = (free.without(&self.warm[address]), free.and(&self.warm[address]));
             units.extend(cold.iter().chain(warm.iter()).map(|unit| (address, unit)));
         }
