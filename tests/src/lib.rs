@@ -4,6 +4,7 @@ pub mod backend;
 pub mod bench;
 pub mod classbench;
 pub mod edge;
+pub mod frontends;
 pub mod lab;
 pub mod lan;
 pub mod ledger;

@@ -31,10 +31,22 @@ pub fn ping(
     count: u32,
     timeout: Duration,
 ) -> anyhow::Result<PingOutcome> {
+    ping_sized(namespace, destination, count, 56, timeout)
+}
+
+/// The same with so many bytes of payload: more than the device's MTU takes, and the packets are fragments.
+pub fn ping_sized(
+    namespace: &Namespace,
+    destination: IpAddr,
+    count: u32,
+    size: u16,
+    timeout: Duration,
+) -> anyhow::Result<PingOutcome> {
+    let size = size.to_string();
     let (count_text, wait, target) =
         (count.to_string(), format!("{:.3}", timeout.as_secs_f64()), destination.to_string());
     // Not -w, which would make it send more than `count` when some are lost.
-    let arguments = ["ping", "-n", "-q", "-i", "0.02", "-c", &count_text, "-W", &wait, &target];
+    let arguments = ["ping", "-n", "-q", "-i", "0.02", "-c", &count_text, "-W", &wait, "-s", &size, &target];
     let limit = Duration::from_millis(20) * count + timeout + Duration::from_secs(10);
     let finished = namespace.output(&arguments, limit)?;
     // 0: some came back; 1: none did.

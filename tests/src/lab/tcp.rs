@@ -193,8 +193,21 @@ pub fn tcp_connect(
     destination: SocketAddr,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
+    tcp_connect_from(namespace, source_port.map(|port| any_address(destination, port)), destination, timeout)
+}
+
+/// The same from an address of the namespace's own; port 0 lets the kernel choose.
+///
+/// # Errors
+/// As [`tcp_exchange`].
+pub fn tcp_connect_from(
+    namespace: &Namespace,
+    source: Option<SocketAddr>,
+    destination: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let deadline = Instant::now() + timeout;
-    let socket = namespace.enter(|| begin_connect(source_port, destination))?;
+    let socket = namespace.enter(|| begin_connect_from(source, destination))?;
     loop {
         let ready = wait_ready_until(&[(socket.as_fd(), PollFlags::POLLOUT)], Some(deadline))?;
         if !ready[0].is_empty() {
