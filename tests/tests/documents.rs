@@ -54,7 +54,13 @@ fn every_test_that_the_documents_name_exists() {
     let tests = tests();
     assert!(tests.len() > 300, "{} tests found", tests.len());
     let mut named = 0;
-    for document in ["docs/azure-nsg.md", "docs/azure-outbound.md", "docs/deviations.md", "docs/performance.md", "docs/operations.md"] {
+    for document in [
+        "docs/azure-nsg.md",
+        "docs/azure-outbound.md",
+        "docs/deviations.md",
+        "docs/performance.md",
+        "docs/operations.md",
+    ] {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
         for sentence in sentences(&text) {
             assert!(tests.contains(sentence), "{document} names `{sentence}`, which is no test");
