@@ -395,3 +395,20 @@ fn several_mistakes_are_reported_at_once() {
     assert_eq!(messages(&findings), expected);
     assert!(findings.entries().iter().all(|entry| !entry.help.is_empty() && entry.span.is_some()));
 }
+
+#[test]
+fn two_rules_to_one_backend_port_are_warned_of() {
+    let second = |more: &str| {
+        format!(
+            "{RULES}      - {{ name: second, frontendIPConfiguration: fe-web, backendAddressPool: web, disableOutboundSnat: true, protocol: Tcp, frontendPort: 81, {more} }}\n"
+        )
+    };
+    warned(
+        &[(RULES, &second("backendPort: 8080"))],
+        "second",
+        "two load balancing rules send to port 8080 of one pool",
+        "choose another backendPort, or enableFloatingIP",
+    );
+    accepted(&[(RULES, &second("backendPort: 8080, enableFloatingIP: true"))]);
+    accepted(&[(RULES, &second("backendPort: 8081"))]);
+}

@@ -237,6 +237,15 @@ fn a_refused_flow_is_dropped_reset_or_told_by_icmp_as_the_policy_says() {
 
         exhaust(&mut t, true);
         prohibited(&mut t, "UDP where TCP is reset", &datagram, SnatExhausted);
+        prohibited(&mut t, "the same again", &datagram, SnatRefused);
+        let elsewhere = from(VM1, V1, to).udp(2000, 80, b"hello");
+        t.sends(
+            "a socket that has its port, elsewhere",
+            At::Ingress("vm1"),
+            &elsewhere,
+            [LB, to],
+            (NewFlow, &[]),
+        );
         t.0.change(&refusing("icmp"));
         prohibited(&mut t, "TCP", &syn, SnatRefused);
         prohibited(&mut t, "UDP", &datagram, SnatRefused);

@@ -109,8 +109,8 @@ fn a_failed_probe_stops_new_flows_only_and_a_group_that_blocks_probes_is_named()
             backends(&edge)
         );
         // Written a moment after it is known.
-        std::thread::sleep(Duration::from_millis(200));
-        assert_eq!(spread(&edge, &echo, 40), [40, 0], "{hook:?}: no new flow goes to a backend that is down");
+        let out = || spread(&edge, &echo, 40) == [40, 0];
+        assert!(eventually(LIMIT, out), "{hook:?}: no new flow goes to a backend that is down");
         assert!(echoes(&mut held, LIMIT), "{hook:?}: an established flow stays");
         assert_eq!(edge.generation().unwrap(), generation, "{hook:?}: in place, without a new generation");
 
@@ -124,9 +124,8 @@ fn a_failed_probe_stops_new_flows_only_and_a_group_that_blocks_probes_is_named()
 
         health[1].set_status(200);
         assert!(eventually(FOUND_OUT, || is(&edge, "vm2", "up", "")), "{hook:?}: {:?}", backends(&edge));
-        std::thread::sleep(Duration::from_millis(200));
-        let [first, second] = spread(&edge, &echo, 40);
-        assert!(first > 0 && second > 0, "{hook:?}: {first} and {second} after it came back");
+        let back = || spread(&edge, &echo, 40).iter().all(|flows| *flows > 0);
+        assert!(eventually(LIMIT, back), "{hook:?}: after it came back");
 
         let deny = "{ name: NoProbes, priority: 100, direction: Inbound, access: Deny, protocol: '*', sourceAddressPrefix: AzureLoadBalancer, destinationAddressPrefix: 10.0.0.4, destinationPortRange: '*' }, ";
         apply(&edge, &policy(hook, &spec, deny));
@@ -135,8 +134,8 @@ fn a_failed_probe_stops_new_flows_only_and_a_group_that_blocks_probes_is_named()
         assert!(found, "{hook:?}: {:?}", backends(&edge));
         let warnings = edge.ask(&["status"]).unwrap()["warnings"].to_string();
         assert!(warnings.contains("web/Inbound/NoProbes denies health probes"), "{hook:?}: {warnings}");
-        std::thread::sleep(Duration::from_millis(200));
-        assert_eq!(spread(&edge, &echo, 20), [0, 20], "{hook:?}: the guest that cannot be probed is out");
+        let out = || spread(&edge, &echo, 20) == [0, 20];
+        assert!(eventually(LIMIT, out), "{hook:?}: the guest that cannot be probed is out");
 
         // The device comes and goes with the policy's probes, and goes with `down`.
         let gateway = edge.topology.gateway().clone();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use tokio::task::block_in_place;
 
@@ -12,12 +12,7 @@ use super::plan::HostView;
 use crate::compile::{Compiled, LiveUnits, Ownership};
 use crate::datapath::FlowTable;
 use crate::flows::{end_on, live_units};
-
-/// Unix seconds.
-pub fn unix_seconds() -> u64 {
-    // A clock before 1970 is none.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
+use crate::observe::time::unix_seconds;
 
 /// The host with its live flows, so that no port they stand on is handed to another guest. If nobody owns any, nobody loses
 /// one, and no table is read.
@@ -53,7 +48,7 @@ impl Gateway {
         }
         let in_force = self.shared.in_force();
         let due = block_in_place(|| {
-            let (now, tables) = (unix_seconds(), self.shared.flow_tables());
+            let (now, tables) = (unix_seconds(SystemTime::now()), self.shared.flow_tables());
             let expired = self.ownership.draining().filter(|unit| unit.3 <= now);
             let expired: HashSet<_> = expired.map(|(address, p, unit, _)| (address, p, unit)).collect();
             if !expired.is_empty() {

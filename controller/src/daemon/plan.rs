@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
 
 use super::Refusal;
-use super::drains::unix_seconds;
 use crate::compile::{self, CompileError, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
 use crate::hosts::{self, DeviceChoice, Host, HostChange, Journal, Links, Ranges};
+use crate::observe::time::unix_seconds;
 use crate::policy::network::Network;
 use crate::policy::{Diagnostics, Loaded};
 use crate::probes::with_probers;
@@ -75,7 +76,7 @@ pub async fn look(host: &Host, journal: &Journal) -> anyhow::Result<HostView> {
             (link.name.clone(), facts)
         })
         .collect();
-    let (ephemeral, now) = (hosts::ephemeral_range()?, unix_seconds());
+    let (ephemeral, now) = (hosts::ephemeral_range()?, unix_seconds(SystemTime::now()));
     let facts = HostFacts { addresses, devices, ephemeral, now, ..HostFacts::default() };
     Ok(HostView { links, facts })
 }

@@ -123,7 +123,39 @@ pub fn resolve(
             places.push(place);
         }
     }
+    warn_shared_ports(&rules, &places, parts, problems);
     (rules, places)
+}
+
+/// Azure refuses two rules that lead to one port of a pool, unless they keep the frontend's address. Here only a client that
+/// uses one socket for both frontends is in its own way.
+fn warn_shared_ports(
+    rules: &[network::LoadBalancingRule],
+    places: &[Span],
+    parts: &Parts<'_>,
+    problems: &mut Problems,
+) {
+    for (index, rule) in rules.iter().enumerate() {
+        let family = parts.frontends.is_v6(rule.frontend);
+        let same = |other: &network::LoadBalancingRule| {
+            (other.pool, other.protocol, other.backend_port) == (rule.pool, rule.protocol, rule.backend_port)
+                && !other.floating_ip
+                && !rule.floating_ip
+                && parts.frontends.is_v6(other.frontend) == family
+        };
+        if let Some(first) = rules[..index].iter().position(same) {
+            problems
+                .warning(
+                    places[index],
+                    format!("two load balancing rules send to port {} of one pool", rule.backend_port),
+                )
+                .also(places[first], format!("`{}` does so already", rules[first].name))
+                .help(
+                    "a client that talks to both frontends from one port is dropped as `contended` (Azure refuses such \
+                    rules: RulesUseSameBackendPortProtocolAndPool): choose another backendPort, or enableFloatingIP",
+                );
+        }
+    }
 }
 
 fn resolve_one(

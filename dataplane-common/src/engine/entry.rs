@@ -6,7 +6,7 @@ use crate::family::{Family, V4};
 use crate::flow;
 use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
-use crate::packet::headers::UDP;
+use crate::packet::headers::{TCP, UDP};
 use crate::packet::parse::{
     self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_OPENS, SHAPE_VLAN,
 };
@@ -107,10 +107,11 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
 }
 
 /// Is it known that the guest has no port for this? Asked before the rules, so that a retried SYN costs next to nothing;
-/// what is remembered is a quarter of a second old at most.
+/// what is remembered is a quarter of a second old at most. Of TCP only: a UDP socket may have its port already, whatever the
+/// next one was told.
 #[inline(always)]
 pub(super) fn refused_before<F: Family, E: Env>(env: &E, ctx: &Context, control: &Control) -> bool {
-    if ctx.shape & SHAPE_OPENS == 0 {
+    if ctx.key.protocol != TCP || ctx.shape & SHAPE_OPENS == 0 {
         return false;
     }
     match env.refused(&F::refusal(ctx, &control.seed)) {
