@@ -405,7 +405,7 @@ fn two_rules_to_one_backend_port_are_warned_of() {
     };
     warned(
         &[(RULES, &second("backendPort: 8080"))],
-        "second",
+        "http",
         "two load balancing rules send to port 8080 of one pool",
         "choose another backendPort, or enableFloatingIP",
     );
