@@ -115,6 +115,10 @@ impl Lan {
     pub fn tcp_ports(edge: &Edge) -> Vec<PortUse> {
         let answer = edge.ask(&["snat"]).unwrap();
         let number = |value: &serde_json::Value| value.as_u64().unwrap();
+        let tcp = |row: &serde_json::Value, what: &str| {
+            let rows = row["ports"].as_array().unwrap().iter().filter(|ports| ports["protocol"] == "tcp");
+            rows.map(|ports| number(&ports[what])).sum::<u64>()
+        };
         let guests = answer["guests"].as_array().unwrap().iter().map(|row| PortUse {
             guest: row["guest"]
                 .as_str()
@@ -125,8 +129,8 @@ impl Lan {
                 .unwrap()
                 .parse()
                 .unwrap(),
-            used: number(&row["used"]["tcp"]),
-            free: number(&row["free"]["tcp"]),
+            used: tcp(row, "used") + tcp(row, "holding"),
+            free: tcp(row, "free"),
             exhausted: number(&row["exhaustedSampled"]),
             ranges: row["ranges"]
                 .as_array()
@@ -143,7 +147,7 @@ impl Lan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortUse {
     pub guest: u16,
-    /// TCP ports.
+    /// TCP ports with a flow that lives, or has ended and is held back.
     pub used: u64,
     pub free: u64,
     /// Sampled refusals.

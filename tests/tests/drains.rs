@@ -90,3 +90,26 @@ fn flows_on_ports_that_drain_live_on_through_a_new_daemon_and_the_ports_are_free
         assert!(before.0[..2].iter().all(|unit| after.contains(unit)), "{hook:?}: growing only adds");
     }
 }
+
+#[test]
+fn when_the_grace_is_over_the_flows_on_reclaimed_ports_end_and_the_others_live_on() {
+    for hook in [WithHook::Xdp, WithHook::Tc] {
+        let spec = TopologySpec::clean_veth(2);
+        let with =
+            |ports| LabPolicy { ports, ..LabPolicy::new(hook) }.yaml(&spec) + "snat: { drainMinutes: 0 }\n";
+        let edge = Edge::start(&spec, &with(16)).unwrap();
+        let vm1 = edge.topology.guest("vm1").clone();
+        let _server = TcpEcho::start(edge.topology.internet(), server(9000)).unwrap();
+        let mut held = TcpHold::open(&vm1, server(9000), 16, LIMIT).unwrap();
+        assert_eq!(held.alive(LIMIT), 16, "{hook:?}");
+
+        let (done, said) = edge.apply(&with(8)).unwrap();
+        assert!(done, "{said}");
+        assert_eq!(units(&edge, "vm1").1.len(), 1, "{hook:?}: flows live on the unit that was taken");
+        let over = || units(&edge, "vm1").1.is_empty();
+        assert!(eventually(Duration::from_secs(20), over), "{hook:?}: {:?}", units(&edge, "vm1"));
+        let flows = || edge.ask(&["flows", "--guest", "vm1"]).unwrap()["total"].as_u64().unwrap();
+        assert_eq!(flows(), 8, "{hook:?}: those on the eight ports it has left");
+        assert_eq!(held.alive(SOON), 8, "{hook:?}");
+    }
+}

@@ -249,7 +249,10 @@ fn a_guest_without_ports_that_retries_as_fast_as_it_can_hurts_neither_its_own_li
         let sampled = |guest: &str| {
             let mut rows = answer["guests"].as_array().unwrap().iter();
             let row = rows.find(|row| row["guest"].as_str().unwrap().starts_with(guest)).unwrap();
-            (row["free"]["tcp"].as_u64().unwrap(), row["exhaustedSampled"].as_u64().unwrap())
+            let ports = row["ports"].as_array().unwrap().iter();
+            let free =
+                ports.filter(|ports| ports["protocol"] == "tcp").map(|ports| ports["free"].as_u64().unwrap());
+            (free.sum::<u64>(), row["exhaustedSampled"].as_u64().unwrap())
         };
         let (free, refusals) = sampled("vm1");
         assert!(free == 0 && refusals > 0, "{hook:?}: `snat` names vm1: {answer}");
