@@ -19,3 +19,24 @@ pub fn opaque(value: usize) -> usize {
     #[cfg(not(target_arch = "bpf"))]
     value
 }
+
+/// Bytes between two addresses in one packet. By hand, because to the verifier these are pointers, which are subtracted in 64
+/// bits or not at all, and LLVM sees that 32 are enough.
+#[inline(always)]
+pub fn between(start: usize, end: usize) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut bytes = end;
+        // SAFETY: a subtraction of two registers.
+        unsafe {
+            core::arch::asm!(
+                "{0} -= {1}", inout(reg) bytes, in(reg) start, options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        bytes as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (end - start) as u32
+    }
+}

@@ -126,6 +126,8 @@ reasons! {
     NoGateway = "no_virtual_network_gateway", true;
     /// A load balancing rule of which no backend takes new flows.
     NoBackend = "no_healthy_backend", true;
+    /// As many ports tried as one packet may, and all taken towards this destination; the retransmission goes on with the rest.
+    SnatSearching = "snat_search_goes_on", true;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

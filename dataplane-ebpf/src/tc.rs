@@ -144,6 +144,7 @@ fn stage(ctx: &TcContext, stage: Stage) -> i32 {
 
 /// Ingress of guests' devices and uplinks.
 #[classifier]
+#[inline(always)]
 pub fn pc_tc(ctx: TcContext) -> i32 {
     if begin(&ctx, 0).is_none() {
         return SHOT;
@@ -153,6 +154,7 @@ pub fn pc_tc(ctx: TcContext) -> i32 {
 
 /// Egress of guests' devices: what the host itself sends them. What we redirected carries the mark.
 #[classifier]
+#[inline(always)]
 pub fn pc_host(ctx: TcContext) -> i32 {
     // SAFETY: the context is the program's own.
     if unsafe { (*ctx.skb.skb).mark } == MARK {
@@ -167,6 +169,7 @@ pub fn pc_host(ctx: TcContext) -> i32 {
 
 /// Egress of uplinks: no private source leaves.
 #[classifier]
+#[inline(always)]
 pub fn pc_guard(ctx: TcContext) -> i32 {
     // SAFETY: the context is the program's own.
     if unsafe { (*ctx.skb.skb).mark } == MARK {
@@ -178,11 +181,13 @@ pub fn pc_guard(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_classify(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Classify)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_claim(ctx: TcContext) -> i32 {
     let action = stage(&ctx, Stage::Claim);
     if let Some(s) = scratch::<1>() {
@@ -198,26 +203,31 @@ pub fn pc_tc_claim(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_icmp(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Icmp)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_fragment(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Fragment)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_entry6(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Entry6)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_classify6(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Classify6)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_claim6(ctx: TcContext) -> i32 {
     let action = stage(&ctx, Stage::Claim6);
     if let Some(s) = scratch::<1>() {
@@ -227,26 +237,31 @@ pub fn pc_tc_claim6(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_nd(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Nd)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_fragment6(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Fragment6)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_refuse(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Refuse)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_refuse6(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Refuse6)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn pc_tc_loop(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Loop)
 }

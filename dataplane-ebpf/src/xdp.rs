@@ -9,6 +9,7 @@ use aya_log_ebpf::debug;
 use portcullis_common::Reason;
 use portcullis_common::engine::{self, Hook, Stage, Verdict};
 use portcullis_common::env::Env as _;
+use portcullis_common::opaque::between;
 use portcullis_common::packet::{Packet, at, checksum};
 
 use crate::env::{Maps, scratch};
@@ -29,6 +30,10 @@ impl Packet for Xdp<'_> {
     fn length(&self) -> u32 {
         // SAFETY: the context is the program's own. Counts fragments of a multi-buffer frame too.
         unsafe { bpf_xdp_get_buff_len(self.0.as_ptr().cast()) as u32 }
+    }
+    #[inline(always)]
+    fn length_at_least(&self) -> u32 {
+        between(self.start(), self.end())
     }
     /// Headers are always in the first buffer.
     #[inline(always)]
@@ -89,16 +94,19 @@ fn stage(ctx: &XdpContext, stage: Stage) -> u32 {
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Entry)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_classify(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Classify)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_claim(ctx: XdpContext) -> u32 {
     let action = stage(&ctx, Stage::Claim);
     if let Some(s) = scratch::<0>() {
@@ -114,26 +122,31 @@ pub fn pc_xdp_claim(ctx: XdpContext) -> u32 {
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_icmp(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Icmp)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_fragment(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Fragment)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_entry6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Entry6)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_classify6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Classify6)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_claim6(ctx: XdpContext) -> u32 {
     let action = stage(&ctx, Stage::Claim6);
     if let Some(s) = scratch::<0>() {
@@ -143,21 +156,25 @@ pub fn pc_xdp_claim6(ctx: XdpContext) -> u32 {
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_nd(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Nd)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_fragment6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Fragment6)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_refuse(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Refuse)
 }
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Refuse6)
 }

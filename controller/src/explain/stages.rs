@@ -56,6 +56,7 @@ fn end_of(reason: Reason, ends: &Ends<'_>, context: &Context) -> End {
         | Reason::NoRoute
         | Reason::SnatExhausted
         | Reason::SnatRefused
+        | Reason::SnatSearching
         | Reason::TableFull
         | Reason::Contended => End::Translation,
         Reason::TtlExpired | Reason::Unresolved => End::NextHop,

@@ -194,15 +194,17 @@ fn search<F: Family, E: Env>(
     if ctx.search.outcome == snat::FULL {
         return Err(Reason::TableFull);
     }
+    // Exhausted is who has had the last port tried (design §5). Who has not is told nothing: a RST would end what the next
+    // SYN may open.
+    let (reason, refusal) = if limit == alloc.ports {
+        (Reason::SnatExhausted, Refusal { until: ctx.now.wrapping_add(REFUSAL), resume: 0 })
+    } else {
+        (Reason::SnatSearching, Refusal { until: ctx.now.wrapping_add(RESUME), resume: limit })
+    };
     if !env.dry_run() {
-        let refusal = if limit == alloc.ports {
-            Refusal { until: ctx.now.wrapping_add(REFUSAL), resume: 0 }
-        } else {
-            Refusal { until: ctx.now.wrapping_add(RESUME), resume: limit }
-        };
         env.refuse(&key, refusal);
     }
-    Err(Reason::SnatExhausted)
+    Err(reason)
 }
 
 /// The public address and port of an inside UDP socket or echo identifier, claimed if it has none yet; in `ctx.new`.

@@ -29,7 +29,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
         return Verdict::Pass;
     }
     ctx.now = env.now();
-    ctx.length = packet.length();
+    ctx.length = packet.length_at_least();
     if ctx.looped != 0 {
         ctx.side = Side::Uplink as u8;
     } else if ctx.side != Side::Host as u8 {

@@ -14,7 +14,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     // SAFETY: the control element lives as long as the map.
     ctx.generation = unsafe { core::ptr::read_volatile(&raw const (*control).generation) };
     ctx.now = env.now();
-    ctx.length = packet.length();
+    ctx.length = packet.length_at_least();
     ctx.v6 = 0;
     let source = match parse::ethernet(packet, ctx) {
         Some(Layer3::Ipv4) => {

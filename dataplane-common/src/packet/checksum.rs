@@ -1,6 +1,8 @@
 //! Incremental Internet checksums (RFC 1624). Sums are one's complement over 16-bit words in the order they stand in
 //! memory, which is the same on either byte order.
 
+use super::wire::{load16, store16};
+
 /// Folds a sum of 16-bit words to 16 bits.
 #[inline(always)]
 pub const fn fold(sum: u32) -> u16 {
@@ -38,8 +40,7 @@ pub const fn apply(checksum: u16, difference: u32) -> u16 {
 pub fn in_place(packet: &impl super::Packet, offset: usize, addresses: u32, ports: u32, udp: bool) {
     let Some(field) = super::at::<[u8; 2]>(packet, offset) else { return };
     // SAFETY: `at` checked the bounds.
-    let field = unsafe { &mut *field };
-    let old = u16::from_ne_bytes(*field);
+    let old = unsafe { load16::<0, _>(field) };
     if udp && old == 0 {
         return;
     }
@@ -47,7 +48,8 @@ pub fn in_place(packet: &impl super::Packet, offset: usize, addresses: u32, port
     if udp && new == 0 {
         new = 0xffff;
     }
-    *field = new.to_ne_bytes();
+    // SAFETY: as above.
+    unsafe { store16::<0, _>(field, new) };
 }
 
 /// The whole checksum of `bytes`; for tests and packets we build ourselves.

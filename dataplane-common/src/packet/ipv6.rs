@@ -2,7 +2,7 @@
 
 use super::headers::*;
 use super::parse::{
-    SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_ND, SHAPE_OPENS, l3_offset, transport,
+    SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_ND, SHAPE_OPENS, l3_offset, reaches, transport,
 };
 use super::{Packet, at};
 use crate::engine::Context;
@@ -43,7 +43,9 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     // SAFETY: `at` checked the bounds.
     let header = unsafe { &*header };
     let total = u16::from_be(header.payload_length) as u32 + size_of::<Ipv6>() as u32;
-    if header.first & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() || l3 as u32 + total > ctx.length {
+    if header.first & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be()
+        || !reaches(packet, ctx, l3 as u32 + total)
+    {
         return Err(Reason::Malformed);
     }
     ctx.ttl = header.hop_limit;

@@ -8,6 +8,7 @@ pub mod ipv6;
 pub mod nd;
 pub mod parse;
 pub mod rewrite;
+pub mod wire;
 
 use crate::opaque::opaque;
 
@@ -19,6 +20,10 @@ pub trait Packet {
     fn end(&self) -> usize;
     /// Length of the whole packet, beyond what can be read directly.
     fn length(&self) -> u32;
+    /// The length as far as it is known for nothing: all of it unless the packet is in several buffers.
+    fn length_at_least(&self) -> u32 {
+        self.length()
+    }
     /// Makes the first `n` bytes directly readable and writable if they are not; pointers taken before are stale.
     fn pull(&self, n: u32) -> bool;
     /// Makes room for `n` bytes behind the Ethernet header, which stays the frame's first bytes; pointers are stale.

@@ -1,7 +1,10 @@
 //! From bytes to a [`Context`]: Ethernet with up to two tags, IPv4 with options, ports or echo identifier.
 
 use super::headers::*;
+use super::wire::{load16, load32};
 use super::{Packet, at};
+use core::mem::offset_of;
+
 use crate::engine::Context;
 use crate::layout::{FlowKey, KIND_FLOW};
 use crate::reason::Reason;
@@ -44,18 +47,18 @@ pub fn l4_offset(ctx: &Context) -> usize {
 #[inline(always)]
 pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
     let header = at::<Ethernet>(packet, 0)?;
-    // SAFETY: `at` checked the bounds; packed structs have no alignment.
-    let header = unsafe { &*header };
-    // SAFETY: both stand at even addresses: 6 in the frame, 42 in the context.
-    unsafe { copy_mac(&raw mut ctx.source_mac, &raw const header.source) };
-    let mut ethertype = u16::from_be(header.ethertype);
+    // SAFETY: `at` checked the bounds.
+    let mut ethertype = u16::from_be(unsafe {
+        copy_mac(&raw mut ctx.source_mac, &raw const (*header).source);
+        load16::<{ offset_of!(Ethernet, ethertype) }, _>(header)
+    });
     let mut offset = size_of::<Ethernet>();
     ctx.shape = if packet.vlan_offloaded() { SHAPE_VLAN } else { 0 };
     for _ in 0..2 {
         if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
             let tag = at::<Vlan>(packet, offset)?;
             // SAFETY: as above.
-            ethertype = u16::from_be(unsafe { (*tag).ethertype });
+            ethertype = u16::from_be(unsafe { load16::<{ offset_of!(Vlan, ethertype) }, _>(tag) });
             offset += size_of::<Vlan>();
             ctx.shape |= SHAPE_VLAN;
         }
@@ -76,16 +79,24 @@ pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     let l3 = l3_offset(ctx);
-    let header = at::<Ipv4>(packet, l3).ok_or(Reason::Malformed)?;
+    let ip = at::<Ipv4>(packet, l3).ok_or(Reason::Malformed)?;
     // SAFETY: `at` checked the bounds.
-    let header = unsafe { &*header };
+    let (header, total, fragment, source, destination) = unsafe {
+        (
+            &*ip,
+            load16::<{ offset_of!(Ipv4, total_length) }, _>(ip),
+            load16::<{ offset_of!(Ipv4, fragment) }, _>(ip),
+            load32::<{ offset_of!(Ipv4, source) }, _>(ip),
+            load32::<{ offset_of!(Ipv4, destination) }, _>(ip),
+        )
+    };
     let ihl = ((header.version_ihl & 0x0f) as usize) << 2;
-    let total = u16::from_be(header.total_length) as u32;
+    let total = u16::from_be(total) as u32;
     if header.version_ihl >> 4 != 4 || ihl < size_of::<Ipv4>() {
         return Err(Reason::Malformed);
     }
     // A GSO packet's total length may exceed what is announced per segment, never fall short of the header.
-    if total < ihl as u32 || l3 as u32 + total > ctx.length {
+    if total < ihl as u32 || !reaches(packet, ctx, l3 as u32 + total) {
         return Err(Reason::Malformed);
     }
     let l4 = l3 + ihl;
@@ -95,23 +106,32 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     ctx.tcp_ack = 0;
     let protocol = header.protocol;
     ctx.key = FlowKey {
-        source: header.source,
-        destination: header.destination,
+        source,
+        destination,
         source_port: 0,
         destination_port: 0,
         network: 0,
         protocol,
         kind: KIND_FLOW,
     };
-    if header.fragment & u16::to_be(0x3fff) != 0 {
+    if fragment & u16::to_be(0x3fff) != 0 {
         ctx.shape |= SHAPE_FRAGMENT;
-        let field = u16::from_be(header.fragment);
+        let field = u16::from_be(fragment);
         ctx.fragment_id = header.id as u32;
         ctx.fragment = (field & 0x1fff) | (field & 0x2000) << 2;
         return Ok(());
     }
     let payload = total - ihl as u32;
     if protocol == ICMP { icmp(packet, ctx, l4, payload) } else { transport(packet, ctx, l4, payload) }
+}
+
+/// Is the packet as long as its header says? What is in further buffers is only counted when it matters.
+#[inline(always)]
+pub(crate) fn reaches(packet: &impl Packet, ctx: &mut Context, end: u32) -> bool {
+    if end > ctx.length {
+        ctx.length = packet.length();
+    }
+    end <= ctx.length
 }
 
 #[inline(always)]
@@ -145,16 +165,17 @@ pub(crate) fn transport(
     match ctx.key.protocol {
         TCP => {
             let tcp = at::<Tcp>(packet, l4).ok_or(Reason::Malformed)?;
-            // SAFETY: `at` checked the bounds.
-            let tcp = unsafe { &*tcp };
             if payload < size_of::<Tcp>() as u32 {
                 return Err(Reason::Malformed);
             }
-            ctx.key.source_port = tcp.source;
-            ctx.key.destination_port = tcp.destination;
-            let flags = tcp.flags & 0x3f;
+            // SAFETY: `at` checked the bounds.
+            let flags = unsafe {
+                ctx.key.source_port = load16::<{ offset_of!(Tcp, source) }, _>(tcp);
+                ctx.key.destination_port = load16::<{ offset_of!(Tcp, destination) }, _>(tcp);
+                ctx.tcp_ack = load32::<{ offset_of!(Tcp, acknowledgement) }, _>(tcp);
+                (*tcp).flags & 0x3f
+            };
             ctx.tcp_flags = flags;
-            ctx.tcp_ack = tcp.acknowledgement;
             // No flags at all, or two that exclude each other: probes and evasions, never a connection.
             if flags & (SYN | FIN | RST | ACK) == 0
                 || flags & (SYN | FIN) == SYN | FIN
@@ -172,9 +193,10 @@ pub(crate) fn transport(
                 return Err(Reason::Malformed);
             }
             // SAFETY: `at` checked the bounds.
-            let udp = unsafe { &*udp };
-            ctx.key.source_port = udp.source;
-            ctx.key.destination_port = udp.destination;
+            unsafe {
+                ctx.key.source_port = load16::<{ offset_of!(Udp, source) }, _>(udp);
+                ctx.key.destination_port = load16::<{ offset_of!(Udp, destination) }, _>(udp);
+            }
             ctx.shape |= SHAPE_OPENS;
         }
         _ => ctx.shape |= SHAPE_OPENS,

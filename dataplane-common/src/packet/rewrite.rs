@@ -1,7 +1,10 @@
 //! Writing a translation into the packet: addresses, ports, TTL, hardware addresses, every checksum.
 
+use core::mem::offset_of;
+
 use super::headers::*;
 use super::ipv6::Ipv6;
+use super::wire::{load16, store16, store32};
 use super::{Packet, at, checksum};
 use crate::layout::{FlowKey, FlowKey6, NextHop};
 
@@ -50,23 +53,22 @@ pub fn translate(
     );
     let port_change = checksum::difference16(old.source_port, new.source_port)
         + checksum::difference16(old.destination_port, new.destination_port);
-    // SAFETY: `at` checked the bounds of both; packed and `u16` at any address are plain byte accesses on the
-    // targets this runs on (x86-64, aarch64, and BPF, where the verifier sees packet memory as unaligned).
+    // SAFETY: `at` checked the bounds of both.
     unsafe {
         write_ip(ip, addresses, new, hop.is_some());
         match old.protocol {
             TCP | UDP => {
                 if old.source_port != new.source_port {
-                    ports.cast::<u16>().write_unaligned(new.source_port);
+                    store16::<0, _>(ports, new.source_port);
                 }
                 if old.destination_port != new.destination_port {
-                    ports.cast::<u16>().add(1).write_unaligned(new.destination_port);
+                    store16::<2, _>(ports, new.destination_port);
                 }
             }
             ICMP => {
                 // The identifier stands in whichever of the two is in use (see `FlowKey`).
                 let id = new.source_port | new.destination_port;
-                ports.cast::<u16>().add(2).write_unaligned(id);
+                store16::<4, _>(ports, id);
             }
             _ => {}
         }
@@ -110,18 +112,23 @@ fn addresses_only(
 /// `ip` points to a whole IPv4 header.
 #[inline(always)]
 unsafe fn write_ip(ip: *mut Ipv4, addresses: u32, new: &Tuple, forwarded: bool) {
-    // SAFETY: the caller vouches for `ip`; the struct is packed.
-    let ip = unsafe { &mut *ip };
     let mut difference = addresses;
-    ip.source = new.source;
-    ip.destination = new.destination;
-    if forwarded {
-        let old = u16::from_ne_bytes([ip.ttl, ip.protocol]);
-        ip.ttl = ip.ttl.wrapping_sub(1);
-        let now = u16::from_ne_bytes([ip.ttl, ip.protocol]);
-        difference = checksum::add(difference, checksum::difference16(old, now));
+    // SAFETY: the caller vouches for `ip`.
+    unsafe {
+        store32::<{ offset_of!(Ipv4, source) }, _>(ip, new.source);
+        store32::<{ offset_of!(Ipv4, destination) }, _>(ip, new.destination);
+        if forwarded {
+            // TTL and protocol are one word of the sum.
+            let old = load16::<{ offset_of!(Ipv4, ttl) }, _>(ip);
+            let ttl = (*ip).ttl.wrapping_sub(1);
+            (*ip).ttl = ttl;
+            let [_, protocol] = old.to_ne_bytes();
+            difference =
+                checksum::add(difference, checksum::difference16(old, u16::from_ne_bytes([ttl, protocol])));
+        }
+        let sum = load16::<{ offset_of!(Ipv4, checksum) }, _>(ip);
+        store16::<{ offset_of!(Ipv4, checksum) }, _>(ip, checksum::apply(sum, difference));
     }
-    ip.checksum = checksum::apply(ip.checksum, difference);
 }
 
 #[inline(always)]
@@ -174,11 +181,11 @@ pub fn translate6(
         if let Some(header) = header {
             match protocol {
                 TCP | UDP => {
-                    header.cast::<u16>().write_unaligned(new.source_port);
-                    header.cast::<u16>().add(1).write_unaligned(new.destination_port);
+                    store16::<0, _>(header, new.source_port);
+                    store16::<2, _>(header, new.destination_port);
                 }
                 ICMPV6 => {
-                    header.cast::<u16>().add(2).write_unaligned(new.source_port | new.destination_port);
+                    store16::<4, _>(header, new.source_port | new.destination_port);
                 }
                 _ => {}
             }
