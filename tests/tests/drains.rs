@@ -113,3 +113,50 @@ fn when_the_grace_is_over_the_flows_on_reclaimed_ports_end_and_the_others_live_o
         assert_eq!(held.alive(SOON), 8, "{hook:?}");
     }
 }
+
+/// Every flow of a guest stands on a port that is the guest's own, as the disk has it; how many there are.
+fn on_own_ports(edge: &Edge, guest: &str) -> usize {
+    let (used, draining) = units(edge, guest);
+    let answer = edge.ask(&["flows", "--guest", guest]).unwrap();
+    let flows = answer["flows"].as_array().unwrap();
+    for flow in flows {
+        let unit = flow["translatedSourcePort"].as_u64().unwrap() / 8;
+        assert!(
+            used.contains(&unit) || draining.iter().any(|(drains, _)| *drains == unit),
+            "{guest}: {flow}"
+        );
+    }
+    flows.len()
+}
+
+/// The look at drains comes every ten seconds; a change of the policy may come before it.
+#[test]
+fn a_change_of_the_policy_after_the_grace_hands_out_no_port_on_which_a_flow_of_the_old_owner_lives() {
+    for hook in [WithHook::Xdp, WithHook::Tc] {
+        let spec = TopologySpec::clean_veth(2);
+        // All the ports of the address, so that nobody gets any but those that another has lost.
+        let half =
+            LabPolicy { ports: 32_000, ..LabPolicy::new(hook) }.yaml(&spec) + "snat: { drainMinutes: 0 }\n";
+        let all = half.replace("[vm1, vm2]", "[vm2]").replace("32000", "64000");
+        let edge = Edge::start(&spec, &half).unwrap();
+        let [vm1, vm2] = ["vm1", "vm2"].map(|guest| edge.topology.guest(guest).clone());
+        let _server = TcpEcho::start(edge.topology.internet(), server(9000)).unwrap();
+        let mut old = TcpHold::open(&vm1, server(9000), 64, LIMIT).unwrap();
+        assert_eq!((old.alive(LIMIT), on_own_ports(&edge, "vm1")), (64, 64), "{hook:?}");
+
+        let (done, said) = edge.apply(&all).unwrap();
+        assert!(done, "{said}");
+        let lost = units(&edge, "vm1").1;
+        assert!((1..=64).contains(&lost.len()), "{hook:?}: those under the flows drain: {lost:?}");
+        assert_eq!(units(&edge, "vm2").0.len(), 8000 - lost.len(), "{hook:?}");
+        // The grace is none, so it is over by now.
+        let (done, said) = edge.apply(&(all + "timeouts: { udpSeconds: 60 }\n")).unwrap();
+        assert!(done, "{said}");
+        assert_eq!(units(&edge, "vm1"), (Vec::new(), Vec::new()), "{hook:?}");
+        assert_eq!(units(&edge, "vm2").0.len(), 8000, "{hook:?}: every port is its");
+        assert_eq!(on_own_ports(&edge, "vm1"), 0, "{hook:?}: no flow of the old owner's");
+        assert_eq!(old.alive(SOON), 0, "{hook:?}");
+        let mut new = TcpHold::open(&vm2, server(9000), 64, LIMIT).unwrap();
+        assert_eq!((new.alive(LIMIT), on_own_ports(&edge, "vm2")), (64, 64), "{hook:?}");
+    }
+}
