@@ -117,7 +117,7 @@ fn when_the_grace_is_over_the_flows_on_reclaimed_ports_end_and_the_others_live_o
 /// Every flow of a guest stands on a port that is the guest's own, as the disk has it; how many there are.
 fn on_own_ports(edge: &Edge, guest: &str) -> usize {
     let (used, draining) = units(edge, guest);
-    let answer = edge.ask(&["flows", "--guest", guest]).unwrap();
+    let answer = edge.ask(&["flows", "--guest", guest, "--limit", "1000"]).unwrap();
     let flows = answer["flows"].as_array().unwrap();
     for flow in flows {
         let unit = flow["translatedSourcePort"].as_u64().unwrap() / 8;
