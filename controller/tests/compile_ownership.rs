@@ -77,7 +77,7 @@ fn a_smaller_pool_gets_more_ports_and_loses_none_and_takes_back_what_drains() {
 }
 
 #[test]
-fn a_unit_drains_until_its_last_flow_or_the_grace_is_over_and_is_nobody_elses_before() {
+fn a_unit_drains_until_its_last_flow_has_ended_and_is_nobody_elses_before() {
     let pools = [pool("vm", 0..51, 0..1)];
     let fifty = start(&[pool("vm", 0..50, 0..1)]);
     let all: LiveUnits = fifty.iter().map(|(address, p, unit, _)| ((address, p, unit), 1)).collect();
@@ -90,6 +90,14 @@ fn a_unit_drains_until_its_last_flow_or_the_grace_is_over_and_is_nobody_elses_be
     assert_eq!(later.frontends[&front(0)].tcp[&lost[1]], draining.frontends[&front(0)].tcp[&lost[1]]);
     let end = u64::from(DRAIN);
     assert_eq!(step(&later, &pools, &live, end - 1), later);
+    assert_eq!(
+        step(&later, &pools, &live, end),
+        later,
+        "not under a flow that lives: the daemon ends those first"
+    );
+    live.retain(|&(address, p, unit), _| {
+        later.frontends[&address].of(p).get(&unit).is_some_and(|owner| owner.draining_until.is_none())
+    });
     let over = step(&later, &pools, &live, end);
     assert_eq!(over.draining().count(), 0);
     // Who leaves the pool but not the policy drains too; who leaves both has no flows to speak of.

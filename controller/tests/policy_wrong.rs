@@ -220,7 +220,6 @@ fn an_ipv6_address_outside_its_subnet_is_refused() {
 
 #[test]
 fn a_yaml_alias_bomb_ends_with_the_line_it_went_off_at() {
-    let start = std::time::Instant::now();
     only(
         "alias-bomb.yaml",
         8,
@@ -228,7 +227,6 @@ fn a_yaml_alias_bomb_ends_with_the_line_it_went_off_at() {
         "YAML aliases expand to too much here (limit: 250000 nodes in a file)",
         "aliases of aliases multiply: write the values out, or have one level of `*name` only",
     );
-    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod claiming;
 pub mod classbench;
 pub mod edge;
 pub mod frontends;

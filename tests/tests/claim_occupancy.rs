@@ -2,36 +2,16 @@
 //! last port, and what it costs is printed.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use portcullis_common::FlowKey;
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::family::V4;
 use portcullis_common::flow;
 use portcullis_tests::backend::{Action, At, Backend, Gateway, HostBackend, KernelBackend};
-use portcullis_tests::lab::{Craft, TcpFlags};
+use portcullis_tests::claiming::{FRONTEND, MEMBER, PORTS, craft, inside_key, policy, source_port, syn};
 use portcullis_tests::release::release;
 
-/// Flows that are half open must not end while the test runs.
-const POLICY: &str = r#"
-virtualNetworks:
-  - name: lab
-    addressSpace: { addressPrefixes: [10.0.0.0/16] }
-    subnets: [{ name: a, addressPrefix: 10.0.1.0/24 }]
-networkInterfaces:
-  - { name: vm1, device: vm1, macAddress: 02:00:00:00:00:01, ipConfigurations: [{ subnet: a, privateIPAddress: 10.0.1.4 }] }
-publicIPAddresses: [{ name: p, ipAddress: 203.0.113.10, announce: proxy }]
-loadBalancers:
-  - name: lb
-    frontendIPConfigurations: [{ name: fe, publicIPAddress: p }]
-    backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }]
-    outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
-uplinks: [{ device: uplink }]
-timeouts: { tcpHalfOpenSeconds: 3600 }
-"#;
-const PORTS: u16 = 1024;
 /// Taken: 0, 50, 90 and 99 per cent, and all but one.
 const OCCUPANCIES: [u16; 5] = [0, 512, 921, 1013, 1023];
 const CLAIMS: u16 = 1000;
@@ -40,16 +20,6 @@ const STAYS: u16 = 2000;
 const GOES: u16 = 30_000;
 /// Of the flow table: the block takes a quarter of it.
 const BUCKETS: u32 = 1 << 10;
-const DESTINATION: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-
-fn syn(source_port: u16) -> Vec<u8> {
-    let craft = Craft::new([2, 0, 0, 0, 0, 1], [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], DESTINATION);
-    craft.tcp(source_port, 80, TcpFlags::SYN, 1, 0, b"")
-}
-
-fn source_port(frame: &[u8]) -> u16 {
-    u16::from_be_bytes([frame[34], frame[35]])
-}
 
 /// Median and longest, in nanoseconds.
 fn told(mut spans: Vec<Duration>) -> String {
@@ -82,7 +52,7 @@ fn fill(
             let (port, span) = send(&syn(source));
             let port = port.unwrap_or_else(|| panic!("{name}: refused with {occupancy} of {PORTS} taken"));
             assert!(!taken.contains(&port), "{name}: {port} is taken");
-            assert!(gateway.owns("vm1/ipconfig1", [203, 0, 113, 10].into(), port), "{name}: {port}");
+            assert!(gateway.owns(MEMBER, FRONTEND, port), "{name}: {port}");
             give_back(source);
             span
         });
@@ -110,7 +80,7 @@ fn fill(
 
 #[test]
 fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_on_the_host() {
-    let backend = HostBackend::new(POLICY).unwrap();
+    let backend = HostBackend::new(&policy(0)).unwrap();
     let (env, gateway) = (&backend.env, backend.gateway());
     let vm1 = gateway.compiled.devices.iter().find(|device| device.kind == 1).unwrap();
     let send = |frame: &[u8]| {
@@ -120,15 +90,7 @@ fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_on_the_h
         (matches!(verdict, Verdict::Redirect(_)).then(|| source_port(&out)), span)
     };
     fill("host engine", gateway, send, |source| {
-        let key = FlowKey {
-            source: u32::from_ne_bytes([10, 0, 1, 4]),
-            destination: u32::from_ne_bytes(DESTINATION.octets()),
-            source_port: source.to_be(),
-            destination_port: 80u16.to_be(),
-            network: vm1.network,
-            protocol: 6,
-            kind: 0,
-        };
+        let key = inside_key(source, vm1.network);
         let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now()).expect("it was claimed");
         release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
     });
@@ -137,7 +99,7 @@ fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_on_the_h
 #[test]
 fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_in_the_kernel() {
     for hook in [Hook::Xdp, Hook::Tc] {
-        KernelBackend::with_table(POLICY, &["vm1", "uplink"], hook, BUCKETS, |backend| {
+        KernelBackend::with_table(&policy(0), &["vm1", "uplink"], hook, BUCKETS, |backend| {
             let table = backend.datapath.flow_table()?;
             let network = backend.gateway.compiled.devices.iter().find(|d| d.kind == 1).unwrap().network;
             let (name, ifindex) = (backend.name(), backend.ifindex("vm1")?);
@@ -170,7 +132,7 @@ fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_in_the_k
 /// Every one of 1,024 inside sockets, or echo identifiers, gets a port, the last as the first; one more does not.
 fn fill_by_socket(backend: &mut dyn Backend) {
     let name = backend.name();
-    let craft = Craft::new([2, 0, 0, 0, 0, 1], [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], DESTINATION);
+    let craft = craft();
     let udp = |socket| craft.udp(socket, 53, b"");
     let echo = |socket| craft.echo_request(socket, 1, b"");
     // Where the port, or the identifier, stands in the frame.
@@ -181,7 +143,7 @@ fn fill_by_socket(backend: &mut dyn Backend) {
             assert_eq!(out.action, Action::Send, "{name}, {what}: refused with {socket} of {PORTS} taken");
             let port = u16::from_be_bytes([out.frame[at], out.frame[at + 1]]);
             assert!(taken.insert(port), "{name}, {what}: {port} twice");
-            assert!(backend.gateway().owns("vm1/ipconfig1", [203, 0, 113, 10].into(), port));
+            assert!(backend.gateway().owns(MEMBER, FRONTEND, port));
         }
         let out = backend.run(At::Ingress("vm1"), &frame(STAYS + PORTS)).unwrap();
         assert_eq!(out.action, Action::Drop, "{name}, {what}: all are taken");
@@ -190,9 +152,9 @@ fn fill_by_socket(backend: &mut dyn Backend) {
 
 #[test]
 fn every_socket_and_every_echo_identifier_gets_a_port_of_its_own_down_to_the_last() {
-    fill_by_socket(&mut HostBackend::new(POLICY).unwrap());
+    fill_by_socket(&mut HostBackend::new(&policy(0)).unwrap());
     for hook in [Hook::Xdp, Hook::Tc] {
-        KernelBackend::with(POLICY, &["vm1", "uplink"], hook, |backend| {
+        KernelBackend::with(&policy(0), &["vm1", "uplink"], hook, |backend| {
             fill_by_socket(backend);
             Ok(())
         })

@@ -1,96 +1,25 @@
 //! Claims of public ports under contention: no port owned twice, none lost. Every success is checked against a ledger.
 
-use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
-
+use portcullis_common::Reason;
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::family::V4;
 use portcullis_common::flow::{self, FREE};
-use portcullis_common::{FlowKey, Reason};
 use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend};
-use portcullis_tests::lab::{Craft, TcpFlags};
+use portcullis_tests::claiming::{
+    FRONTEND, Holders, MEMBER, PORTS, inside_key, pin_to, policy, source_port, syn,
+};
 use portcullis_tests::release::release;
-
-/// Flows that are half open must not end while a busy machine lets a thread wait.
-const POLICY: &str = r#"
-virtualNetworks:
-  - name: lab
-    addressSpace: { addressPrefixes: [10.0.0.0/16] }
-    subnets: [{ name: a, addressPrefix: 10.0.1.0/24 }]
-networkInterfaces:
-  - { name: vm1, device: vm1, macAddress: 02:00:00:00:00:01, ipConfigurations: [{ subnet: a, privateIPAddress: 10.0.1.4 }] }
-publicIPAddresses: [{ name: p, ipAddress: 203.0.113.10, announce: proxy }]
-loadBalancers:
-  - name: lb
-    frontendIPConfigurations: [{ name: fe, publicIPAddress: p }]
-    backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }]
-    outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All }]
-uplinks: [{ device: uplink }]
-timeouts: { tcpHalfOpenSeconds: 3600 }
-"#;
-
-const MEMBER: &str = "vm1/ipconfig1";
-const FRONTEND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const VM1: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const PORTS: u64 = 1024;
-
-fn syn(source_port: u16) -> Vec<u8> {
-    let craft = Craft::new(VM1, [10, 0, 1, 4].into(), [2, 0, 0, 0, 0xaa, 0], [198, 51, 100, 7].into());
-    craft.tcp(source_port, 80, TcpFlags::SYN, 1, 0, b"")
-}
-
-/// Who holds which port right now, kept beside the datapath.
-struct Ledger {
-    holders: Vec<AtomicU32>,
-    claims: AtomicU64,
-    refusals: AtomicU64,
-    releases: AtomicU64,
-}
-
-impl Ledger {
-    fn new() -> Self {
-        Self {
-            holders: (0..65536).map(|_| AtomicU32::new(0)).collect(),
-            claims: AtomicU64::new(0),
-            refusals: AtomicU64::new(0),
-            releases: AtomicU64::new(0),
-        }
-    }
-
-    fn claimed(&self, port: u16) {
-        assert_eq!(self.holders[port as usize].fetch_add(1, SeqCst), 0, "port {port} owned twice");
-        self.claims.fetch_add(1, SeqCst);
-    }
-
-    /// Must be called before the port is given back.
-    fn releasing(&self, port: u16) {
-        assert_eq!(self.holders[port as usize].fetch_sub(1, SeqCst), 1, "port {port} was not held");
-        self.releases.fetch_add(1, SeqCst);
-    }
-}
-
-fn inside_key(source_port: u16, network: u16) -> FlowKey {
-    FlowKey {
-        source: u32::from_ne_bytes([10, 0, 1, 4]),
-        destination: u32::from_ne_bytes([198, 51, 100, 7]),
-        source_port: source_port.to_be(),
-        destination_port: 80u16.to_be(),
-        network,
-        protocol: 6,
-        kind: 0,
-    }
-}
 
 /// Two threads, one block of 1,024 ports, one destination, almost all of it in use all the time.
 #[test]
 fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port() {
-    let backend = HostBackend::new(POLICY).unwrap();
+    let backend = HostBackend::new(&policy(0)).unwrap();
     let env = &backend.env;
     let gateway = backend.gateway();
     let network = gateway.compiled.devices.iter().find(|d| d.kind == 1).unwrap().network;
     let ifindex = gateway.devices["vm1"].ifindex;
-    let ledger = Ledger::new();
+    let ledger = Holders::default();
     std::thread::scope(|scope| {
         for thread in 0..2u16 {
             let ledger = &ledger;
@@ -101,29 +30,29 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
                 let mut held = std::collections::VecDeque::new();
                 let mut next = 0u16;
                 for round in 0..1_000_000u32 / 2 {
-                    let source_port = base + next % 30000;
+                    let source = base + next % 30000;
                     next = next.wrapping_add(1);
-                    let frame = syn(source_port);
+                    let frame = syn(source);
                     let (verdict, out, _) = env.packet(&frame, ifindex, Hook::Tc, false);
                     if matches!(verdict, Verdict::Redirect(_)) {
-                        let port = u16::from_be_bytes([out[34], out[35]]);
+                        let port = source_port(&out);
                         assert!(gateway.owns(MEMBER, FRONTEND, port));
                         ledger.claimed(port);
-                        held.push_back((source_port, port));
+                        held.push_back((source, port));
                     } else {
-                        ledger.refusals.fetch_add(1, SeqCst);
+                        ledger.refused();
                     }
                     while held.len() > 511 || (held.len() > 480 && round % 3 == 0) {
-                        let (source_port, port) = held.pop_front().unwrap();
-                        let key = inside_key(source_port, network);
+                        let (source, port) = held.pop_front().unwrap();
+                        let key = inside_key(source, network);
                         let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
                             .expect("a held flow is there");
                         ledger.releasing(port);
                         release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
                     }
                 }
-                for (source_port, port) in held {
-                    let key = inside_key(source_port, network);
+                for (source, port) in held {
+                    let key = inside_key(source, network);
                     let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
                         .expect("a held flow is there");
                     ledger.releasing(port);
@@ -132,10 +61,10 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
             });
         }
     });
-    let claims = ledger.claims.load(SeqCst);
-    println!("{claims} claims, {} refusals", ledger.refusals.load(SeqCst));
+    let [claims, refusals, releases] = ledger.counts();
+    println!("{claims} claims, {refusals} refusals");
     assert!(claims > 900_000, "{claims} of 1,000,000 claims succeeded");
-    assert_eq!(claims, ledger.releases.load(SeqCst));
+    assert_eq!(claims, releases);
     // None lost: every slot is free again, and the whole block can be claimed once more.
     let live = (0..=env.control.bucket_mask).flat_map(|b| (0..8).map(move |s| b << 3 | s));
     // SAFETY: the records stand in a live table.
@@ -146,7 +75,7 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
     env.set_now(env.now() + 1000);
     let again = (0..1100u16)
         .filter(|p| matches!(env.packet(&syn(1000 + p), ifindex, Hook::Tc, false).0, Verdict::Redirect(_)));
-    assert_eq!(again.count() as u64, PORTS);
+    assert_eq!(again.count(), usize::from(PORTS));
 }
 
 /// Attempts of each CPU.
@@ -158,7 +87,7 @@ const BUCKETS: u32 = 1 << 10;
 #[test]
 fn ten_million_claims_and_releases_from_both_cpus_in_the_kernel_never_share_a_port_and_leak_none() {
     for hook in [Hook::Xdp, Hook::Tc] {
-        KernelBackend::with_table(POLICY, &["vm1", "uplink"], hook, BUCKETS, |backend| {
+        KernelBackend::with_table(&policy(0), &["vm1", "uplink"], hook, BUCKETS, |backend| {
             hammer(backend);
             Ok(())
         })
@@ -167,7 +96,7 @@ fn ten_million_claims_and_releases_from_both_cpus_in_the_kernel_never_share_a_po
 }
 
 fn hammer(backend: &mut KernelBackend) {
-    let ledger = Ledger::new();
+    let ledger = Holders::default();
     let name = backend.name();
     let table = backend.datapath.flow_table().unwrap();
     let ifindex = backend.ifindex("vm1").unwrap();
@@ -177,13 +106,13 @@ fn hammer(backend: &mut KernelBackend) {
         for cpu in 0..2u16 {
             let (ledger, table) = (&ledger, &table);
             scope.spawn(move || {
-                pin_to(cpu as usize);
+                pin_to(cpu);
                 let base = 2000 + cpu * 30000;
                 let mut held = std::collections::VecDeque::new();
                 let mut index_of = std::collections::HashMap::new();
                 for round in 0..ATTEMPTS {
-                    let source_port = base + (round % 30000) as u16;
-                    let frame = syn(source_port);
+                    let source = base + (round % 30000) as u16;
+                    let frame = syn(source);
                     let out = match hook {
                         Hook::Xdp => datapath.run_xdp(&frame, ifindex),
                         Hook::Tc => datapath.run_tc(&frame, ifindex),
@@ -191,11 +120,11 @@ fn hammer(backend: &mut KernelBackend) {
                     .unwrap();
                     let sent = if hook == Hook::Xdp { 4 } else { 7 };
                     if out.verdict == sent {
-                        let port = u16::from_be_bytes([out.packet[34], out.packet[35]]);
+                        let port = source_port(&out.packet);
                         ledger.claimed(port);
-                        held.push_back((source_port, port));
+                        held.push_back((source, port));
                     } else {
-                        ledger.refusals.fetch_add(1, SeqCst);
+                        ledger.refused();
                     }
                     // Both together then hold all but two.
                     if held.len() > 510 {
@@ -207,8 +136,8 @@ fn hammer(backend: &mut KernelBackend) {
                             }
                         }
                         while held.len() > 100 {
-                            let (source_port, port) = held.pop_front().unwrap();
-                            let index = index_of[&source_port];
+                            let (source, port) = held.pop_front().unwrap();
+                            let index = index_of[&source];
                             ledger.releasing(port);
                             release(|i| table.slot(i), index);
                         }
@@ -219,21 +148,19 @@ fn hammer(backend: &mut KernelBackend) {
                         index_of.insert(u16::from_be(record.key.source_port), index);
                     }
                 }
-                for (source_port, port) in held {
+                for (source, port) in held {
                     ledger.releasing(port);
-                    release(|i| table.slot(i), index_of[&source_port]);
+                    release(|i| table.slot(i), index_of[&source]);
                 }
             });
         }
     });
-    let count = |of: &AtomicU64| of.load(SeqCst);
-    let (claims, refusals, releases) =
-        (count(&ledger.claims), count(&ledger.refusals), count(&ledger.releases));
+    let [claims, refusals, releases] = ledger.counts();
     println!("{name}: {claims} claims, {refusals} refusals in {:?}", began.elapsed());
     assert_eq!(claims + refusals, 2 * u64::from(ATTEMPTS));
     assert!(claims > 9_900_000, "{name}: {claims} of 10,000,000 claims succeeded");
     assert_eq!(claims, releases, "{name}");
-    assert!(ledger.holders.iter().all(|holders| holders.load(SeqCst) == 0), "{name}: held by nobody");
+    assert!(ledger.none(), "{name}: held by nobody");
     let counters = backend.counters().unwrap();
     assert_eq!(counters[&Reason::NewFlow], claims, "{name}: the datapath counts the same: {counters:?}");
     assert_eq!(counters.values().sum::<u64>(), claims + refusals, "{name}: {counters:?}");
@@ -242,11 +169,5 @@ fn hammer(backend: &mut KernelBackend) {
         let outcome = backend.run(At::Ingress("vm1"), &syn(1000 + p)).unwrap();
         outcome.action == Action::Send
     });
-    assert_eq!(again.count() as u64, PORTS, "{name}: the whole block is there, no port has leaked");
-}
-
-fn pin_to(cpu: usize) {
-    let mut set = nix::sched::CpuSet::new();
-    set.set(cpu).unwrap();
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+    assert_eq!(again.count(), usize::from(PORTS), "{name}: the whole block is there, no port has leaked");
 }

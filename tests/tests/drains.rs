@@ -59,7 +59,7 @@ fn flows_on_ports_that_drain_live_on_through_a_new_daemon_and_the_ports_are_free
         assert_eq!(held.alive(LIMIT), 32, "{hook:?}: nobody is cut off");
         let more = TcpHold::open(&vm1(&edge), server(9000), 1, SOON).unwrap();
         assert_eq!(more.established(), 0, "{hook:?}: no new flow where it drains");
-        let elsewhere = TcpHold::open(&vm1(&edge), server(9001), 17, SOON).unwrap();
+        let elsewhere = TcpHold::open(&vm1(&edge), server(9001), 17, LIMIT).unwrap();
         assert_eq!(
             elsewhere.established(),
             16,
@@ -110,6 +110,56 @@ fn when_the_grace_is_over_the_flows_on_reclaimed_ports_end_and_the_others_live_o
         assert!(eventually(Duration::from_secs(20), over), "{hook:?}: {:?}", units(&edge, "vm1"));
         let flows = || edge.ask(&["flows", "--guest", "vm1"]).unwrap()["total"].as_u64().unwrap();
         assert_eq!(flows(), 8, "{hook:?}: those on the eight ports it has left");
-        assert_eq!(held.alive(SOON), 8, "{hook:?}");
+        assert_eq!(held.alive(LIMIT), 8, "{hook:?}");
+    }
+}
+
+/// Every flow of a guest stands on a port that is the guest's own, as the disk has it; how many there are.
+fn on_own_ports(edge: &Edge, guest: &str) -> usize {
+    let (used, draining) = units(edge, guest);
+    let answer = edge.ask(&["flows", "--guest", guest, "--limit", "1000"]).unwrap();
+    let flows = answer["flows"].as_array().unwrap();
+    for flow in flows {
+        let unit = flow["translatedSourcePort"].as_u64().unwrap() / 8;
+        assert!(
+            used.contains(&unit) || draining.iter().any(|(drains, _)| *drains == unit),
+            "{guest}: {flow}"
+        );
+    }
+    flows.len()
+}
+
+/// The look at drains comes every ten seconds; a change of the policy may come before it.
+#[test]
+fn a_change_of_the_policy_after_the_grace_hands_out_no_port_on_which_a_flow_of_the_old_owner_lives() {
+    for hook in [WithHook::Xdp, WithHook::Tc] {
+        let spec = TopologySpec::clean_veth(2);
+        // All the ports of the address, so that nobody gets any but those that another has lost.
+        let half =
+            LabPolicy { ports: 32_000, ..LabPolicy::new(hook) }.yaml(&spec) + "snat: { drainMinutes: 0 }\n";
+        let all = half.replace("[vm1, vm2]", "[vm2]").replace("32000", "64000");
+        let edge = Edge::start(&spec, &half).unwrap();
+        let [vm1, vm2] = ["vm1", "vm2"].map(|guest| edge.topology.guest(guest).clone());
+        let _servers =
+            [9000, 9001].map(|port| TcpEcho::start(edge.topology.internet(), server(port)).unwrap());
+        let mut old = TcpHold::open(&vm1, server(9000), 64, LIMIT).unwrap();
+        assert_eq!((old.alive(LIMIT), on_own_ports(&edge, "vm1")), (64, 64), "{hook:?}");
+
+        let (done, said) = edge.apply(&all).unwrap();
+        assert!(done, "{said}");
+        let lost = units(&edge, "vm1").1;
+        assert!((1..=64).contains(&lost.len()), "{hook:?}: those under the flows drain: {lost:?}");
+        assert_eq!(units(&edge, "vm2").0.len(), 8000 - lost.len(), "{hook:?}");
+        let mut new = TcpHold::open(&vm2, server(9001), 64, LIMIT).unwrap();
+        assert_eq!((new.alive(LIMIT), on_own_ports(&edge, "vm2")), (64, 64), "{hook:?}: on none of those");
+        // The grace is none, so it is over by now.
+        let (done, said) = edge.apply(&(all + "timeouts: { udpSeconds: 60 }\n")).unwrap();
+        assert!(done, "{said}");
+        assert_eq!(units(&edge, "vm1"), (Vec::new(), Vec::new()), "{hook:?}");
+        assert_eq!(units(&edge, "vm2").0.len(), 8000, "{hook:?}: every port is its");
+        assert_eq!(on_own_ports(&edge, "vm1"), 0, "{hook:?}: no flow of the old owner's");
+        assert_eq!(old.alive(SOON), 0, "{hook:?}");
+        new.open_more(&vm2, server(9001), 64, LIMIT).unwrap();
+        assert_eq!((new.alive(LIMIT), on_own_ports(&edge, "vm2")), (128, 128), "{hook:?}");
     }
 }

@@ -63,7 +63,7 @@ fn a_killed_flow_is_a_stranger_at_its_next_packet_and_the_others_live_on() {
             (flow["source"].as_str(), flow["destinationPort"].as_u64()),
             (Some("10.0.0.4"), Some(9000))
         );
-        assert_eq!(held.alive(SOON), 2, "{hook:?}: that flow is dead and no other");
+        assert_eq!(held.alive(LIMIT), 2, "{hook:?}: that flow is dead and no other");
         assert!(edge.reason("no_flow").unwrap() > strangers, "{hook:?}: its packets are dropped by name");
         let gone = |flow: &Value| format!("10.0.0.4:{}", flow["sourcePort"]) == victim;
         assert!(!listed(&edge).iter().any(gone), "{hook:?}: it is listed no more");
@@ -201,7 +201,7 @@ fn a_flow_of_ipv6_is_listed_counted_and_killed_like_any_other() {
         let victim = held.locals()[0].to_string();
         let killed = edge.ask(&["flows", "kill", "--from", &victim, "--to", "[fd00:1::5]:9000"]).unwrap();
         assert_eq!(killed["flowsEnded"], 1, "{killed}");
-        assert_eq!(held.alive(SOON), 1, "{hook:?}");
+        assert_eq!(held.alive(LIMIT), 1, "{hook:?}");
         assert!(edge.reason("no_flow").unwrap() > strangers, "{hook:?}");
         let drops = edge.ask(&["drops"]).unwrap();
         let recent = drops["recent"].as_array().unwrap();

@@ -92,8 +92,9 @@ fn ipv6_leaves_one_to_one_by_port_or_by_default_outbound_and_otherwise_not_at_al
         }
 
         // By port means so many and no more, and another destination has its own.
-        let mut hold = TcpHold::open(vm(&edge, 2), at(SERVER6, 80), 65, SOON).unwrap();
+        let mut hold = TcpHold::open(vm(&edge, 2), at(SERVER6, 80), 63, LIMIT).unwrap();
         // The one that was closed above is held down.
+        hold.open_more(vm(&edge, 2), at(SERVER6, 80), 2, SOON).unwrap();
         assert_eq!((hold.established(), hold.alive(LIMIT)), (63, 63), "{hook:?}: {:?}", hold.failures());
 
         // A pool with IPv4 alone gives IPv6 nothing.

@@ -155,7 +155,7 @@ fn with_all_ports_shared_by_two_destinations_a_ninth_waits_for_one_and_gets_exac
         drop(flows.remove(&(35001, 3005)));
         let mut ninth = None;
         eventually(LIMIT * 2, || {
-            ninth = tcp_connect(guest, Some(3001), at(35001), SOON).ok();
+            ninth = tcp_connect(guest, Some(3001), at(35001), LIMIT).ok();
             ninth.is_some()
         });
         flows.insert((35001, 3001), ninth.expect("the port of the flow that ended is free after its hold"));
@@ -185,7 +185,8 @@ fn a_guest_without_ports_that_retries_as_fast_as_it_can_hurts_neither_its_own_li
         let edge = start(hook, 2, PORTS as u32, "");
         let (loud, quiet) = (edge.topology.guest("vm1"), edge.topology.guest("vm2"));
         let _server = TcpEcho::start(edge.topology.internet(), at(80)).unwrap();
-        let mut live = TcpHold::open(loud, at(80), PORTS + 1, Duration::from_millis(900)).unwrap();
+        let mut live = TcpHold::open(loud, at(80), PORTS, LIMIT).unwrap();
+        live.open_more(loud, at(80), 1, SOON).unwrap();
         assert_eq!(live.established(), PORTS, "{hook:?}");
         let check = HookCheck::begin(&edge, hook).unwrap();
         let spec = edge.topology.guest_spec("vm1").clone();

@@ -10,7 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::gateway::{Applied, Gateway};
+use super::apply::Applied;
+use super::gateway::Gateway;
 use super::policy_file::{Stamp, TagFile, Watched};
 use super::shared::{Order, Trouble};
 use super::state::StateDir;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! run         lock, policy, runtime                            this file
-//! gateway     start, change of policy, change of devices       gateway, plan, image
+//! gateway     the main task's own part, change of devices      gateway
+//! start       the first policy                                 start, plan, image
+//! apply       change of policy                                 apply, refusals
 //! drains      ports on their way to another owner              drains
 //! preview     what a policy would change                       preview, inventory
 //! world       routes and neighbours into the datapath          world
@@ -13,6 +15,7 @@
 //! ```
 
 mod answers;
+mod apply;
 mod down;
 mod drains;
 mod gateway;
@@ -24,13 +27,16 @@ mod policy_file;
 mod preview;
 mod refusals;
 pub mod shared;
+mod start;
 mod state;
 mod world;
 
 use std::path::PathBuf;
 
+pub use apply::Applied;
 pub use down::{DownReport, down};
-pub use gateway::Applied;
+#[cfg(test)]
+pub(crate) use plan::Plan;
 pub use plan::explain_compile_errors;
 pub use preview::Preview;
 pub use shared::{InForce, Shared};

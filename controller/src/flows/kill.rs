@@ -208,4 +208,4 @@ impl Ended {
 
 #[cfg(test)]
 #[path = "kill_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ const GENERATION: u32 = 5;
 
 /// What is put into a table: two slots from `slot` on.
 #[derive(Clone, Copy)]
-pub(in crate::flows) struct Put {
+pub(crate) struct Put {
     pub slot: u32,
     pub protocol: u8,
     pub kind: u8,
@@ -26,7 +26,7 @@ pub(in crate::flows) struct Put {
     pub outside: (&'static str, u16),
 }
 
-pub(in crate::flows) const TCP: Put = Put {
+pub(crate) const TCP: Put = Put {
     slot: 0,
     protocol: 6,
     kind: KIND_FLOW,
@@ -37,7 +37,7 @@ pub(in crate::flows) const TCP: Put = Put {
     outside: ("203.0.113.10", 1024),
 };
 
-pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
+pub(crate) fn put(table: &FlowTable, what: Put) {
     let [from, to, outside] = [what.from, what.to, what.outside].map(|(address, port)| {
         let address: IpAddr = address.parse().unwrap();
         // Of IPv6 the key has the last 32 bits.
@@ -98,8 +98,22 @@ pub(in crate::flows) fn put(table: &FlowTable, what: Put) {
     }
 }
 
+/// A flow or mapping whose other half is the claim of its public port, as the datapath writes it.
+pub(crate) fn claimed(table: &FlowTable, what: Put) {
+    put(table, what);
+    let record = table.slot(what.slot + 1);
+    // SAFETY: in bounds, and nobody else uses this table.
+    unsafe {
+        (*record).key.source_port = what.to.1.to_be();
+        (*record).key.destination_port = what.outside.1.to_be();
+        if table.is_v6() {
+            (*record.cast::<HalfRecord6>()).destination = v6(what.outside.0.parse().unwrap());
+        }
+    }
+}
+
 /// Maps both tables of a datapath in a place of its own.
-pub(in crate::flows) fn with_tables(test: impl FnOnce(&FlowTable, &FlowTable) + Send) {
+pub(crate) fn with_tables(test: impl FnOnce(&FlowTable, &FlowTable) + Send) {
     crate::datapath::tests::support::in_a_place_of_its_own(|place| {
         let options = LoadOptions { flow_buckets: 8, flow_buckets6: 8, ..LoadOptions::default() };
         let datapath = Datapath::open(&place.pins(), &options).expect("opens");

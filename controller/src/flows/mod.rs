@@ -11,6 +11,8 @@ pub mod snat;
 mod snat_text;
 mod snat_views;
 
+#[cfg(test)]
+pub(crate) use kill::tests as on_tables;
 pub use kill::{Ended, Selection, flush, kill};
 pub use list::{
     Flow, FlowEnds, FlowList, Pair, address, end, list, live, no_guest, protocol_name, protocol_number,

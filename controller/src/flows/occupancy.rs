@@ -88,23 +88,8 @@ fn unit_of(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<Unit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flows::kill::tests::{Put, TCP as FLOW, put, with_tables};
+    use crate::flows::kill::tests::{Put, TCP as FLOW, claimed, with_tables};
     use portcullis_common::flow::ENDED;
-    use portcullis_common::layout::{HalfRecord6, v6};
-
-    /// A flow or mapping whose other half is the claim of its public port, as the datapath writes it.
-    fn claimed(table: &FlowTable, what: Put) {
-        put(table, what);
-        let record = table.slot(what.slot + 1);
-        // SAFETY: in bounds, and nobody else uses this table.
-        unsafe {
-            (*record).key.source_port = what.to.1.to_be();
-            (*record).key.destination_port = what.outside.1.to_be();
-            if table.is_v6() {
-                (*record.cast::<HalfRecord6>()).destination = v6(what.outside.0.parse().unwrap());
-            }
-        }
-    }
 
     #[test]
     fn flows_are_counted_by_the_unit_they_stand_on_and_those_on_a_unit_can_be_ended() {

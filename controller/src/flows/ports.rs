@@ -1,5 +1,5 @@
 //! Which SNAT ports are taken, by whom and towards where: one look over both flow tables, which every answer about ports
-//! is made of (`snat`, health events, metrics, `plan`).
+//! is made of (`snat`, health events, metrics, `explain`).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -15,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::shortage::{About, Finding, Kind, findings};
 use super::time::{span, unix, unix_seconds};
-use crate::daemon::Shared;
-use crate::datapath::address6;
+use crate::daemon::{InForce, Shared};
+use crate::datapath::{FlowTable, address6};
 use crate::flows::allocations::{Allocations, WITH_PORTS};
 use crate::flows::ports::PortUse;
 use crate::flows::{address, end};
@@ -79,6 +79,7 @@ struct State {
     standing: BTreeMap<About, Standing>,
     /// Refused flows whose guest has been found already.
     refusals: HashMap<Refused, About>,
+    looks: u64,
 }
 
 /// What tells refused flows apart: network, source, protocol, destination and port.
@@ -87,6 +88,7 @@ type Refused = (u16, IpAddr, u8, SocketAddr);
 impl State {
     /// Takes in what a look found; what is to be logged.
     fn look(&mut self, findings: Vec<Finding>, now: u64) -> Vec<String> {
+        self.looks += 1;
         let mut lines = Vec::new();
         for found in findings {
             lines.extend(self.detect(found, now, false));
@@ -179,26 +181,43 @@ impl HealthLog {
         told.collect()
     }
 
+    /// How often the flow tables have been looked at.
+    pub fn looks(&self) -> u64 {
+        self.state().looks
+    }
+
     /// Looks at the flow tables.
     pub fn look(&self, shared: &Shared) {
-        let in_force = shared.in_force();
-        let allocations = Allocations::of(&in_force);
+        let now = unix_seconds(SystemTime::now());
+        let lines = self.look_at(&shared.in_force(), shared.flow_tables(), now);
+        lines.iter().for_each(|line| log::warn!("{line}"));
+    }
+
+    /// Looks at these tables at `now`, in Unix seconds; what is to be logged.
+    fn look_at(&self, in_force: &InForce, tables: [&FlowTable; 2], now: u64) -> Vec<String> {
+        let allocations = Allocations::of(in_force);
         let findings = if allocations.is_empty() {
             Vec::new()
         } else {
-            findings(&in_force, &allocations, &PortUse::look(shared.flow_tables()))
+            findings(in_force, &allocations, &PortUse::look(tables))
         };
-        let lines = self.state().look(findings, unix_seconds(SystemTime::now()));
-        lines.iter().for_each(|line| log::warn!("{line}"));
+        self.state().look(findings, now)
     }
 
     /// Takes note of a flow that was refused.
     pub fn note(&self, event: &Event, shared: &Shared) {
+        if let Some(line) = self.felt(event, || shared.in_force(), unix_seconds(SystemTime::now())) {
+            log::warn!("{line}");
+        }
+    }
+
+    /// Takes note of a flow that was refused at `now`, in Unix seconds; what is to be logged.
+    fn felt(&self, event: &Event, in_force: impl FnOnce() -> Arc<InForce>, now: u64) -> Option<String> {
         let reason = Reason::from_index(u32::from(event.reason));
         if !matches!(reason, Some(Reason::SnatExhausted | Reason::SnatRefused)) {
-            return;
+            return None;
         }
-        let Some(which) = alloc_of(event.protocol) else { return };
+        let which = alloc_of(event.protocol)?;
         let [source, destination] = if event.v6 == 0 {
             [event.source, event.destination].map(|a| IpAddr::V4(address(a)))
         } else {
@@ -208,17 +227,16 @@ impl HealthLog {
         let (to, port) = if which == ALLOC_TCP { (destination, event.destination_port) } else { (source, 0) };
         let towards = SocketAddr::new(to, u16::from_be(port));
         let key = (event.network, source, event.protocol, towards);
-        let now = unix_seconds(SystemTime::now());
         let mut state = self.state();
         if let Some(about) = state.refusals.get(&key).cloned() {
             if let Some(standing) = state.standing.get_mut(&about) {
                 standing.refused = now;
             }
-            return;
+            return None;
         }
-        let in_force = shared.in_force();
+        let in_force = in_force();
         let mut guests = in_force.guests_at(source);
-        let Some(guest) = guests.find(|guest| guest.endpoint.network == event.network) else { return };
+        let guest = guests.find(|guest| guest.endpoint.network == event.network)?;
         let units = in_force.image().units(&guest.endpoint, which);
         let mut frontends: Vec<IpAddr> = Vec::new();
         for (frontend, _) in &units {
@@ -241,10 +259,7 @@ impl HealthLog {
         if state.refusals.len() < MOST {
             state.refusals.insert(key, about);
         }
-        drop(state);
-        if let Some(line) = line {
-            log::warn!("{line}");
-        }
+        line
     }
 }
 
@@ -264,71 +279,5 @@ pub async fn watch(shared: Arc<Shared>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn about(kind: Kind) -> About {
-        About {
-            kind,
-            guest: "vm1/a".into(),
-            frontends: vec!["203.0.113.10".parse().unwrap()],
-            which: ALLOC_TCP,
-            destination: Some("198.51.100.7:443".parse().unwrap()),
-        }
-    }
-
-    fn finding(kind: Kind, taken: u32) -> Finding {
-        Finding { about: about(kind), taken, of: 1024 }
-    }
-
-    #[test]
-    fn an_event_is_told_when_it_begins_every_five_minutes_and_when_it_ends() {
-        let mut state = State::default();
-        let lines = state.look(vec![finding(Kind::High, 800)], 1000);
-        assert_eq!(
-            lines,
-            [
-                "HighSnatPortUsage (Warning): vm1/a on 203.0.113.10, tcp towards 198.51.100.7:443: more than three quarters \
-              of the ports are taken (800 of 1024), since 1970-01-01T00:16:40Z"
-            ]
-        );
-        for now in (1015..1300).step_by(15) {
-            assert!(state.look(vec![finding(Kind::High, 900)], now).is_empty(), "{now}");
-        }
-        let lines = state.look(vec![finding(Kind::High, 901)], 1300);
-        assert!(
-            lines.len() == 1 && lines[0].contains("still more") && lines[0].contains("901 of"),
-            "{lines:?}"
-        );
-        assert!(lines[0].ends_with("since 1970-01-01T00:16:40Z"), "{lines:?}");
-        let lines = state.look(Vec::new(), 1315);
-        assert_eq!(
-            lines,
-            ["HighSnatPortUsage ended after 5m 15s: vm1/a on 203.0.113.10, tcp towards 198.51.100.7:443"]
-        );
-        assert!(state.standing.is_empty());
-    }
-
-    #[test]
-    fn an_exhaustion_lasts_as_long_as_flows_are_refused() {
-        let mut state = State::default();
-        let line = state.detect(finding(Kind::Exhausted, 1024), 1000, true).unwrap();
-        assert!(line.contains("SnatPortExhaustion (Critical)") && line.contains("refused"), "{line}");
-        assert_eq!(state.detect(finding(Kind::Exhausted, 1024), 1001, true), None, "told once");
-        assert!(state.look(Vec::new(), 1030).is_empty());
-        let lines = state.look(Vec::new(), 1050);
-        assert!(lines.len() == 1 && lines[0].contains("ended after 50s"), "{lines:?}");
-    }
-
-    #[test]
-    fn events_that_stand_are_bounded() {
-        let mut state = State::default();
-        for port in 0..MOST as u32 + 10 {
-            let mut found = finding(Kind::High, 1000);
-            found.about.destination = Some(SocketAddr::from(([198, 51, 100, 7], port as u16)));
-            state.detect(found, 1000, false);
-        }
-        assert_eq!(state.standing.len(), MOST);
-        assert_eq!(state.look(Vec::new(), 2000).len(), MOST);
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

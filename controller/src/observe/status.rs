@@ -62,6 +62,9 @@ pub struct Status {
     /// What is going wrong with guests' ports right now, the worst first.
     #[serde(default)]
     pub health_events: Vec<HealthEvent>,
+    /// How often this daemon has looked for them.
+    #[serde(default)]
+    pub health_looks: u64,
     pub memory: Memory,
     /// The programs of this daemon's load.
     pub programs: Vec<Program>,
@@ -215,6 +218,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
             .collect(),
         warnings: warnings(&in_force).into_iter().chain(blocked).collect(),
         health_events: shared.health_log.events(),
+        health_looks: shared.health_log.looks(),
         memory: Memory {
             resident_bytes: resident(),
             policy_bytes: in_force.compiled.memory_bytes as u64,

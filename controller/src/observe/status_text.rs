@@ -201,6 +201,7 @@ mod tests {
             firewalls: Vec::new(),
             warnings: Vec::new(),
             health_events: Vec::new(),
+            health_looks: 0,
             memory: Memory { resident_bytes: 0, policy_bytes: 0, flow_table_bytes: 0 },
             programs: Vec::new(),
         };

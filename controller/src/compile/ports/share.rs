@@ -135,7 +135,7 @@ impl Settling<'_> {
                         self.taken[address].insert(number);
                     }
                     (None, None) if self.ground.exists.contains(owner.member.as_str()) => self.release(unit),
-                    (Some(until), _) if self.still_drains(unit, owner, until) => {
+                    (Some(_), _) if self.still_drains(unit, owner) => {
                         self.taken[address].insert(number);
                         self.draining[address].insert(number);
                         if let Some(&(share, member)) = seat {
@@ -148,8 +148,9 @@ impl Settling<'_> {
         }
     }
 
-    fn still_drains(&self, unit: Unit, owner: &Owner, until: u64) -> bool {
-        self.ground.now < until && self.live(unit) != 0 && self.ground.exists.contains(owner.member.as_str())
+    /// As long as something lives there, and be the grace over: who ends flows then ends them before this is asked.
+    fn still_drains(&self, unit: Unit, owner: &Owner) -> bool {
+        self.live(unit) != 0 && self.ground.exists.contains(owner.member.as_str())
     }
 
     /// A unit its member has no right to any more: free at once if nothing lives on it.
