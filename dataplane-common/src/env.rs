@@ -3,7 +3,7 @@
 
 use crate::engine::Context;
 use crate::flow::Taken;
-use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop};
+use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, WORLD};
 use crate::policy::Page;
 use crate::reason::Reason;
 
@@ -74,6 +74,10 @@ pub trait Env: Sized {
     /// whether any virtual network has it.
     fn space(&self, generation: u32, routing: u16, address: u32) -> u32;
     fn space6(&self, generation: u32, routing: u16, address: &[u32; 4]) -> u32;
+    /// Is the address in no virtual network of this generation? What [`Env::space`] says, which an implementation may remember.
+    fn outside(&self, generation: u32, address: u32) -> bool {
+        self.space(generation, WORLD, address) == 0
+    }
     /// [`crate::policy::endpoint_value`] of the address, 0 for none.
     fn endpoint(&self, generation: u32, network: u16, address: u32) -> u32;
     fn endpoint6(&self, generation: u32, network: u16, address: &[u32; 4]) -> u32;

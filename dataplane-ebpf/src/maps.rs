@@ -97,6 +97,13 @@ pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
 #[btf_map]
 pub static SAMPLED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Sources that the guard has let out, with the generation it asked: [generation, address].
+#[btf_map]
+pub static OUTSIDE: PerCpuArray<[u32; 2], { OUTSIDE_SLOTS as usize }> = PerCpuArray::new();
+
+/// A power of two: what leaves an uplink has few sources.
+pub const OUTSIDE_SLOTS: u32 = 64;
+
 /// By [`portcullis_common::env::Budget`]: tick << 32 | used in it.
 #[btf_map]
 pub static BUDGETS: PerCpuArray<u64, 2> = PerCpuArray::new();

@@ -204,7 +204,7 @@ fn compare(kernel: &LiveAnswer, after: Option<Tuple>, engine: &Explanation, of_f
         return (true, "the same".to_owned());
     }
     // The engine on the host begins with an empty flow table; a full one is no bug.
-    let full = ["table_full", "snat_exhausted", "snat_refused_again", "contended"];
+    let full = ["table_full", "snat_exhausted", "snat_refused_again", "snat_search_goes_on", "contended"];
     let why = if full.contains(&kernel.reason.as_str()) {
         "the kernel has no room for the flow right now"
     } else {
