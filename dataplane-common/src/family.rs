@@ -5,12 +5,14 @@ use crate::engine::{Context, Stage};
 use crate::env::Env;
 use crate::flow;
 use crate::layout::{
-    Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_FLOW, KIND_MAPPING, NextHop,
-    WORLD,
+    Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_MAPPING, NextHop, WORLD,
 };
+use crate::packet::Packet;
 use crate::packet::headers::TCP;
+use crate::packet::icmp::{self, Quote};
 use crate::packet::rewrite::Tuple;
 use crate::policy::{Endpoint, Frontend};
+use crate::reason::Reason;
 
 /// IPv4 or IPv6, at compile time.
 pub trait Family: Copy {
@@ -38,6 +40,10 @@ pub trait Family: Copy {
     fn claim_inside(ctx: &mut Context);
     /// That under which a public port has its inside socket.
     fn claim_outside(ctx: &mut Context, address: Self::Address, port: u16);
+    /// Source and destination of [`Family::claimed`].
+    fn claimed_ends(ctx: &Context) -> (Self::Address, Self::Address);
+    /// Reads the packet that an ICMP error quotes, and puts the key of its answers into [`Family::claimed`].
+    fn quote<P: Packet>(packet: &P, ctx: &mut Context) -> Result<Quote, Reason>;
     /// Leaves of a key what tells clients apart without their ports.
     fn only_addresses(key: &mut Self::Key, protocol: u8);
     /// What refusals are remembered by: the guest, and of TCP the destination.
@@ -144,7 +150,7 @@ impl Family for V4 {
             destination_port: ctx.new.source_port,
             network,
             protocol: ctx.key.protocol,
-            kind: KIND_FLOW,
+            kind: ctx.key.kind,
         };
     }
     #[inline(always)]
@@ -162,6 +168,14 @@ impl Family for V4 {
             protocol: ctx.key.protocol,
             kind: KIND_MAPPING,
         };
+    }
+    #[inline(always)]
+    fn claimed_ends(ctx: &Context) -> (u32, u32) {
+        (ctx.claim.source, ctx.claim.destination)
+    }
+    #[inline(always)]
+    fn quote<P: Packet>(packet: &P, ctx: &mut Context) -> Result<Quote, Reason> {
+        icmp::quote4(packet, ctx)
     }
     #[inline(always)]
     fn only_addresses(key: &mut FlowKey, protocol: u8) {
@@ -370,6 +384,14 @@ impl Family for V6 {
         ctx.claim6.key = ctx.claim;
         ctx.claim6.source = [0; 4];
         ctx.claim6.destination = address;
+    }
+    #[inline(always)]
+    fn claimed_ends(ctx: &Context) -> ([u32; 4], [u32; 4]) {
+        (ctx.claim6.source, ctx.claim6.destination)
+    }
+    #[inline(always)]
+    fn quote<P: Packet>(packet: &P, ctx: &mut Context) -> Result<Quote, Reason> {
+        icmp::quote6(packet, ctx)
     }
     #[inline(always)]
     fn only_addresses(key: &mut FlowKey6, protocol: u8) {

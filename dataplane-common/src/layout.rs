@@ -183,7 +183,8 @@ pub const HOP_FLAG_XDP: u8 = 4;
 
 /// What identifies one direction of a flow. Addresses and ports in network order.
 ///
-/// ICMP echo: a request has its identifier in `source_port`, a reply in `destination_port`, the other is 0.
+/// ICMP echo, and of IPv4 timestamps, masks and information: a request has its identifier in `source_port`, a reply in
+/// `destination_port`, the other is 0.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -201,6 +202,8 @@ pub struct FlowKey {
 pub const KIND_FLOW: u8 = 0;
 /// A UDP or ICMP port taken by one inside socket; both directions of it are records of this kind.
 pub const KIND_MAPPING: u8 = 1;
+/// A flow of ICMP messages without an identifier: a kind of its own, so that none is taken for an echo with identifier 0.
+pub const KIND_PORTLESS: u8 = 2;
 
 /// What one direction of a flow needs: one cache line.
 #[repr(C, align(64))]

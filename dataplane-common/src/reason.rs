@@ -58,9 +58,9 @@ reasons! {
     Vlan = "vlan_tag", true;
     /// A fragment whose first part, with the ports, has not been seen; or one cut to deceive.
     Fragment = "fragment", true;
-    /// An ICMP error, which this version does not translate.
+    /// An ICMP error about no live flow, one that quotes too little, or one that is not forwarded (a redirect).
     IcmpError = "icmp_error", true;
-    /// An ICMP type that is neither echo nor error.
+    /// ICMP that stays on its link, or without an identifier where only ports tell guests apart.
     IcmpType = "icmp_type", true;
     /// Source address or MAC that does not belong to the interface.
     Spoofed = "spoofed_source", true;

@@ -210,6 +210,12 @@ pub fn pc_tc_icmp(ctx: TcContext) -> i32 {
 
 #[classifier]
 #[inline(always)]
+pub fn pc_tc_icmp6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Icmp6)
+}
+
+#[classifier]
+#[inline(always)]
 pub fn pc_tc_fragment(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Fragment)
 }

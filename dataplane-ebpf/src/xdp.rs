@@ -129,6 +129,12 @@ pub fn pc_xdp_icmp(ctx: XdpContext) -> u32 {
 
 #[xdp(frags)]
 #[inline(always)]
+pub fn pc_xdp_icmp6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Icmp6)
+}
+
+#[xdp(frags)]
+#[inline(always)]
 pub fn pc_xdp_fragment(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Fragment)
 }

@@ -6,6 +6,7 @@ pub mod claiming;
 pub mod classbench;
 pub mod edge;
 pub mod frontends;
+pub mod icmp_error;
 pub mod lab;
 pub mod lan;
 pub mod ledger;

@@ -50,7 +50,7 @@ pub(super) const SIZED: [&str; 2] = ["FLOWS", "FLOWS6"];
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-const STAGES: [(&str, u32); 11] = [
+const STAGES: [(&str, u32); 12] = [
     ("classify", 1),
     ("claim", 2),
     ("icmp", 3),
@@ -62,6 +62,7 @@ const STAGES: [(&str, u32); 11] = [
     ("fragment6", 9),
     ("refuse", 10),
     ("refuse6", 11),
+    ("icmp6", 13),
 ];
 
 /// The same of one hook: under TC packets may come back in.

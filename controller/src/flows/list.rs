@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use portcullis_common::clock::passed;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, LIVE};
-use portcullis_common::layout::{FLOW_RULE, HalfRecord, KIND_FLOW, NEXT_HOP_HOST};
+use portcullis_common::layout::{FLOW_RULE, HalfRecord, KIND_MAPPING, NEXT_HOP_HOST};
 use portcullis_common::tcp_state::{self, State};
 use serde::{Deserialize, Serialize};
 
@@ -155,7 +155,7 @@ impl Pair<'_> {
 pub fn live(table: &FlowTable, now: u32) -> impl Iterator<Item = Pair<'_>> + '_ {
     table.iter().filter_map(move |(slot, forward)| {
         let ctl = Ctl(forward.ctl);
-        let opener = forward.key.kind == KIND_FLOW && ctl.flags() & FLAG_FORWARD != 0;
+        let opener = forward.key.kind != KIND_MAPPING && ctl.flags() & FLAG_FORWARD != 0;
         if !opener || !table.is_alive(&forward, now) || forward.peer >= table.slots() {
             return None;
         }

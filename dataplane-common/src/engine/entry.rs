@@ -8,7 +8,7 @@ use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::{TCP, UDP};
 use crate::packet::parse::{
-    self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_OPENS, SHAPE_VLAN,
+    self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
 };
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
@@ -85,7 +85,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     if ctx.shape & SHAPE_FRAGMENT != 0 {
         return Verdict::Next(Stage::Fragment);
     }
-    if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_OTHER) != 0 {
+    if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_LINK) != 0 {
         return Verdict::Next(Stage::Icmp);
     }
     if let Some((index, record)) = flow::find::<V4, E>(env, control, &ctx.key, ctx.now)

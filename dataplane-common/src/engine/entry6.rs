@@ -8,7 +8,7 @@ use crate::layout::{HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::UDP;
 use crate::packet::ipv6;
-use crate::packet::parse::{SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_ND};
+use crate::packet::parse::{SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_ND};
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
 
@@ -51,21 +51,15 @@ fn decide<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
     if ctx.shape & SHAPE_FRAGMENT != 0 {
         return Ended::Verdict(Verdict::Next(Stage::Fragment6));
     }
-    let refused = if ctx.shape & SHAPE_ICMP_ERROR != 0 {
-        Some(Reason::IcmpError)
-    } else if ctx.shape & SHAPE_ICMP_OTHER != 0 {
-        Some(Reason::IcmpType)
-    } else {
-        None
-    };
-    if refused.is_none()
-        && let Some((index, record)) = flow::find::<V6, E>(env, control, &ctx.key6, ctx.now)
+    if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_LINK) != 0 {
+        return Ended::Verdict(Verdict::Next(Stage::Icmp6));
+    }
+    if let Some((index, record)) = flow::find::<V6, E>(env, control, &ctx.key6, ctx.now)
         && let Some(verdict) = forward::established::<V6, P, E>(packet, env, ctx, control, index, record)
     {
         return Ended::Verdict(verdict);
     }
-    if ctx.side == Side::Guest as u8 && refused.is_none() && entry::refused_before::<V6, E>(env, ctx, control)
-    {
+    if ctx.side == Side::Guest as u8 && entry::refused_before::<V6, E>(env, ctx, control) {
         ctx.refused = Reason::SnatRefused as u8;
         return Ended::Verdict(Verdict::Next(Stage::Refuse6));
     }
@@ -75,8 +69,5 @@ fn decide<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
             return Ended::Pass(Reason::NotOurs);
         }
     }
-    match refused {
-        Some(reason) => reason.into(),
-        None => Ended::Verdict(Verdict::Next(Stage::Classify6)),
-    }
+    Ended::Verdict(Verdict::Next(Stage::Classify6))
 }

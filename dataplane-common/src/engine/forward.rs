@@ -1,5 +1,7 @@
 //! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
 
+use core::marker::PhantomData;
+
 use super::{Context, Side, Stage, Verdict, claim, drop, pass};
 use crate::atomic;
 use crate::clock::passed;
@@ -90,21 +92,7 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     if before.phase() != LIVE || again.generation() != before.generation() {
         return None;
     }
-    if ctx.side == Side::Guest as u8 {
-        // The address is in the key; that it comes from this guest and not from a neighbour is checked here.
-        let from = env.next_hop(ingress as u32)?;
-        // SAFETY: the element lives as long as the map.
-        let from = unsafe { &*from };
-        // SAFETY: both stand at even addresses in records whose layout is fixed.
-        let same = unsafe { same_mac(&raw const from.mac, &raw const ctx.source_mac) };
-        if from.ifindex != ctx.ifindex || !same {
-            return Some(drop(env, ctx, Reason::Spoofed));
-        }
-    } else if ctx.side == Side::Host as u8 && ingress != NEXT_HOP_HOST {
-        // Through a host that forwards a stranger could speak in a live flow of two guests.
-        return Some(drop(env, ctx, Reason::Spoofed));
-    } else if ctx.side == Side::Uplink as u8 && (ingress == NEXT_HOP_LOOP) != (ctx.looped != 0) {
-        // A flow that never leaves has no packets from outside.
+    if !speaks(env, ctx, ingress)? {
         return Some(drop(env, ctx, Reason::Spoofed));
     }
     let settings = settings(control, ctx.generation);
@@ -125,6 +113,26 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     }
     touch::<F, E>(env, ctx, settings, record, before);
     Some(verdict)
+}
+
+/// May the packet's sender speak in a flow whose packets come from `ingress`? `None`: there is no such next hop.
+#[inline(always)]
+pub(super) fn speaks<E: Env>(env: &E, ctx: &Context, ingress: u16) -> Option<bool> {
+    if ctx.side == Side::Guest as u8 {
+        // The address is in the key; that it comes from this guest and not from a neighbour is checked here.
+        let from = env.next_hop(ingress as u32)?;
+        // SAFETY: the element lives as long as the map.
+        let from = unsafe { &*from };
+        // SAFETY: both stand at even addresses in records whose layout is fixed.
+        let same = unsafe { same_mac(&raw const from.mac, &raw const ctx.source_mac) };
+        Some(from.ifindex == ctx.ifindex && same)
+    } else if ctx.side == Side::Host as u8 {
+        // Through a host that forwards a stranger could speak in a live flow of two guests.
+        Some(ingress == NEXT_HOP_HOST)
+    } else {
+        // A flow that never leaves has no packets from outside.
+        Some((ingress == NEXT_HOP_LOOP) == (ctx.looped != 0))
+    }
 }
 
 /// Forwards a packet of a live flow that was judged again and may pass: the flow stays as it is, under the rule that
@@ -171,6 +179,34 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
 /// Translates the packet to `ctx.new` and sends it by `ctx.egress`; counts it as `reason`.
 #[inline(always)]
 pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+    send_as::<F, E>(env, ctx, reason, &ByFlow::<F, P>(packet, PhantomData))
+}
+
+/// How a packet is written before it is sent.
+pub(super) trait Translation {
+    /// Writes it, with the hardware addresses of the next hop; there is none on the way back in. `false`: the headers are not
+    /// where they should be.
+    fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool;
+}
+
+/// As the flow says: from the context's key to its `new`.
+struct ByFlow<'a, F, P>(&'a P, PhantomData<F>);
+
+impl<F: Family, P: Packet> Translation for ByFlow<'_, F, P> {
+    #[inline(always)]
+    fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool {
+        rewrite::<F, P>(self.0, ctx, hop)
+    }
+}
+
+/// [`send`] with a translation of the caller's.
+#[inline(always)]
+pub(super) fn send_as<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    reason: Reason,
+    translation: &impl Translation,
+) -> Verdict {
     if ctx.side == Side::Host as u8 {
         // Host and guest talk without translation; the kernel is already sending it.
         return pass(env, ctx, if reason == Reason::Forwarded { Reason::FromHost } else { reason });
@@ -181,14 +217,14 @@ pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context
     match exit(hop, ctx.now) {
         Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
         Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
-        Exit::Loop => back_in::<F, P, E>(packet, env, ctx),
+        Exit::Loop => back_in(env, ctx, translation),
         _ if ctx.ttl <= 1 => drop(env, ctx, Reason::TtlExpired),
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
             }
             let ifindex = hop.ifindex;
-            if !rewrite::<F, P>(packet, ctx, Some(hop)) {
+            if !translation.write(ctx, Some(hop)) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
@@ -200,7 +236,7 @@ pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context
             }
             let (ifindex, guest) = (hop.ifindex, hop.kind == HOP_GUEST);
             let address = if guest { hop.address } else { 0 };
-            if !rewrite::<F, P>(packet, ctx, Some(hop)) {
+            if !translation.write(ctx, Some(hop)) {
                 return drop(env, ctx, Reason::Malformed);
             }
             env.count(reason, ctx.length);
@@ -213,14 +249,14 @@ pub fn send<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context
 /// world (ADR 0007). Under XDP it is left to TC untouched, which can do it: a packet that is translated half cannot be
 /// handed up.
 #[inline(always)]
-fn back_in<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+fn back_in<E: Env>(env: &E, ctx: &mut Context, translation: &impl Translation) -> Verdict {
     if ctx.xdp() {
         return Verdict::Pass;
     }
     if ctx.looped != 0 {
         return drop(env, ctx, Reason::Internal);
     }
-    if !rewrite::<F, P>(packet, ctx, None) {
+    if !translation.write(ctx, None) {
         return drop(env, ctx, Reason::Malformed);
     }
     ctx.looped = 1;

@@ -7,11 +7,11 @@ use crate::classify::{entry, header};
 use crate::env::{Env, FragmentKey, FragmentPorts};
 use crate::family::Family;
 use crate::flow;
-use crate::layout::{Control, WORLD};
+use crate::layout::{Control, KIND_PORTLESS, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP};
 use crate::packet::parse::{
-    self, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_LATER, SHAPE_ND, SHAPE_OPENS,
+    self, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_LATER, SHAPE_ND, SHAPE_OPENS,
 };
 use crate::policy::{AT_FRONTEND, AT_HOST, AT_PROXY, FRONTEND_HOST, Frontend, alloc_of};
 use crate::reason::Reason;
@@ -19,6 +19,9 @@ use crate::reason::Reason;
 /// Ticks for which the rest of a datagram is waited for: five seconds. An endpoint waits for 30 to 60, but what is in order
 /// comes at once, and identifiers are used again soon.
 const PATIENCE: u32 = 75;
+
+/// Both ports of a fragmented ICMP message that has no identifier; one that has leaves one of the two 0.
+const PORTLESS: u16 = 0xffff;
 
 /// In [`Context::fragment`].
 const MORE: u16 = 1 << 15;
@@ -71,6 +74,12 @@ fn ports<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -
         }
         ctx.key.source_port = ports.source_port;
         ctx.key.destination_port = ports.destination_port;
+        if (protocol == ICMP || protocol == ICMPV6) && ports.source_port & ports.destination_port == PORTLESS
+        {
+            ctx.key.source_port = 0;
+            ctx.key.destination_port = 0;
+            ctx.key.kind = KIND_PORTLESS;
+        }
         ctx.shape |= SHAPE_LATER;
     } else {
         let l4 = parse::l4_offset(ctx);
@@ -83,13 +92,14 @@ fn ports<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -
         } else {
             parse::transport(packet, ctx, l4, payload)?;
         }
-        if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_OTHER | SHAPE_ND) != 0 {
+        if ctx.shape & (SHAPE_ICMP_ERROR | SHAPE_ICMP_LINK | SHAPE_ND) != 0 {
             return Err(Reason::Fragment);
         }
         if ctx.fragment & MORE != 0 && !env.dry_run() {
+            let portless = if ctx.key.kind == KIND_PORTLESS { PORTLESS } else { 0 };
             let ports = FragmentPorts {
-                source_port: ctx.key.source_port,
-                destination_port: ctx.key.destination_port,
+                source_port: ctx.key.source_port | portless,
+                destination_port: ctx.key.destination_port | portless,
                 until: ctx.now.wrapping_add(PATIENCE),
             };
             env.set_fragment(&key, ports);

@@ -8,7 +8,9 @@ use crate::classify::{self, entry, header};
 use crate::env::Env;
 use crate::family::Family;
 use crate::flow;
-use crate::layout::{Control, HOST_DNS, HOST_ECHO, NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD};
+use crate::layout::{
+    Control, HOST_DNS, HOST_ECHO, KIND_PORTLESS, NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD,
+};
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::packet::parse::SHAPE_OPENS;
 use crate::policy::{
@@ -162,7 +164,7 @@ fn host_access(ctx: &Context, settings: &Settings) -> bool {
     let protocol = ctx.key.protocol;
     let port = u16::from_be(ctx.key.destination_port);
     if protocol == ICMP || protocol == ICMPV6 {
-        return settings.host_access & HOST_ECHO != 0;
+        return ctx.key.kind != KIND_PORTLESS && settings.host_access & HOST_ECHO != 0;
     }
     if protocol != TCP && protocol != UDP {
         return false;
@@ -189,11 +191,7 @@ fn from_uplink<F: Family, E: Env>(
     // Nobody outside has one of our private addresses or the platform's; believing it would let it in by
     // AllowVnetInBound or AllowAzureLoadBalancerInBound. Nor has anybody one of our public addresses: guests that leave
     // under them come back in by a way of their own.
-    if private::<F, E>(env, ctx)
-        || F::never_forwarded(source)
-        || F::to_many(source)
-        || (ctx.looped == 0 && public::<F, E>(env, ctx, source))
-    {
+    if stranger::<F, E>(env, ctx) {
         return Err(Reason::Martian.into());
     }
     // Where the answers go: the route back, found now so that the flow is written whole.
@@ -242,6 +240,16 @@ fn at_frontend<E: Env>(env: &E, ctx: &Context, head: &Header, index: u32) -> Res
         return Err(Ended::Pass(Reason::NotOurs));
     }
     Err(Reason::NoListener.into())
+}
+
+/// Is the source one that nothing from outside may have?
+#[inline(always)]
+pub(super) fn stranger<F: Family, E: Env>(env: &E, ctx: &Context) -> bool {
+    let source = F::source(ctx);
+    private::<F, E>(env, ctx)
+        || F::never_forwarded(source)
+        || F::to_many(source)
+        || (ctx.looped == 0 && public::<F, E>(env, ctx, source))
 }
 
 /// Is it a public address that guests use?

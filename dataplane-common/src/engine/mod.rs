@@ -14,8 +14,8 @@ pub mod groups;
 pub mod guard;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
+pub mod icmp;
 pub mod judge;
-pub mod later;
 pub mod nd;
 pub mod owner;
 pub mod refuse;
@@ -36,6 +36,7 @@ pub enum Stage {
     Entry = 0,
     Classify = 1,
     Claim = 2,
+    /// ICMP errors, and what never leaves its link.
     Icmp = 3,
     Fragment = 4,
     Entry6 = 5,
@@ -49,6 +50,7 @@ pub enum Stage {
     Refuse6 = 11,
     /// [`Stage::Entry`] once more, of a packet that comes back in. Only TC has it.
     Loop = 12,
+    Icmp6 = 13,
 }
 
 /// Where the packet was met.
@@ -278,7 +280,8 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Conte
         Stage::Entry | Stage::Loop => entry::run(packet, env, ctx),
         Stage::Classify => judge::run::<V4, E>(env, ctx),
         Stage::Claim => claim::run::<V4, P, E>(packet, env, ctx),
-        Stage::Icmp => later::icmp(packet, env, ctx),
+        Stage::Icmp => icmp::run::<V4, P, E>(packet, env, ctx),
+        Stage::Icmp6 => icmp::run::<V6, P, E>(packet, env, ctx),
         Stage::Fragment => fragments::run::<V4, P, E>(packet, env, ctx),
         Stage::Fragment6 => fragments::run::<V6, P, E>(packet, env, ctx),
         Stage::Refuse => refuse::run::<V4, P, E>(packet, env, ctx),

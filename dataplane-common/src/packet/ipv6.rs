@@ -2,11 +2,11 @@
 
 use super::headers::*;
 use super::parse::{
-    SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_OTHER, SHAPE_ND, SHAPE_OPENS, l3_offset, reaches, transport,
+    SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_ND, SHAPE_OPENS, l3_offset, reaches, transport,
 };
 use super::{Packet, at};
 use crate::engine::Context;
-use crate::layout::{FlowKey, KIND_FLOW};
+use crate::layout::{FlowKey, KIND_FLOW, KIND_PORTLESS};
 use crate::reason::Reason;
 
 /// The fixed header.
@@ -54,8 +54,41 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     let (source, destination) = (header.source, header.destination);
     ctx.key6.source = source;
     ctx.key6.destination = destination;
-    let mut protocol = header.next_header;
-    let mut l4 = l3 + size_of::<Ipv6>();
+    let (protocol, l4) = chain(packet, ctx, header.next_header, l3 + size_of::<Ipv6>())?;
+    let headers = (l4 - l3) as u32;
+    if headers > total {
+        return Err(Reason::Malformed);
+    }
+    ctx.l4 = l4 as u16;
+    ctx.key = FlowKey {
+        source: source[3],
+        destination: destination[3],
+        source_port: 0,
+        destination_port: 0,
+        network: 0,
+        protocol,
+        kind: KIND_FLOW,
+    };
+    if ctx.shape & SHAPE_FRAGMENT == 0 {
+        if protocol == ICMPV6 {
+            icmpv6(packet, ctx, l4 & 0xff, total - headers)?;
+        } else {
+            transport(packet, ctx, l4 & 0xff, total - headers)?;
+        }
+    }
+    ctx.key6.key = ctx.key;
+    Ok(())
+}
+
+/// Follows a chain of extension headers that begins with `protocol` at `l4`, to the transport's protocol and place. A
+/// fragment header is noted in the context.
+#[inline(always)]
+pub(super) fn chain(
+    packet: &impl Packet,
+    ctx: &mut Context,
+    mut protocol: u8,
+    mut l4: usize,
+) -> Result<(u8, usize), Reason> {
     for i in 0..=CHAIN {
         if protocol != HOP_BY_HOP
             && protocol != ROUTING
@@ -87,32 +120,7 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         protocol = extension[0];
         l4 += (extension[1] as usize + 1) << 3;
     }
-    let headers = (l4 - l3) as u32;
-    if l4 > REACH {
-        return Err(Reason::ExtensionHeaders);
-    }
-    if headers > total {
-        return Err(Reason::Malformed);
-    }
-    ctx.l4 = l4 as u16;
-    ctx.key = FlowKey {
-        source: source[3],
-        destination: destination[3],
-        source_port: 0,
-        destination_port: 0,
-        network: 0,
-        protocol,
-        kind: KIND_FLOW,
-    };
-    if ctx.shape & SHAPE_FRAGMENT == 0 {
-        if protocol == ICMPV6 {
-            icmpv6(packet, ctx, l4 & 0xff, total - headers)?;
-        } else {
-            transport(packet, ctx, l4 & 0xff, total - headers)?;
-        }
-    }
-    ctx.key6.key = ctx.key;
-    Ok(())
+    if l4 > REACH { Err(Reason::ExtensionHeaders) } else { Ok((protocol, l4)) }
 }
 
 /// RFC 4443 and, for neighbour discovery, RFC 4861.
@@ -124,17 +132,32 @@ pub(crate) fn icmpv6(packet: &impl Packet, ctx: &mut Context, l4: usize, payload
     }
     // SAFETY: `at` checked the bounds.
     let icmp = unsafe { &*icmp };
+    ctx.shape |= icmpv6_message(icmp, &mut ctx.key);
+    Ok(())
+}
+
+/// [`super::parse::icmp_message`] of IPv6.
+#[inline(always)]
+pub(crate) fn icmpv6_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
     match icmp.kind {
         ECHO_REQUEST6 => {
-            ctx.key.source_port = icmp.id;
-            ctx.shape |= SHAPE_OPENS;
+            key.source_port = icmp.id;
+            SHAPE_OPENS
         }
-        ECHO_REPLY6 => ctx.key.destination_port = icmp.id,
-        1..=4 => ctx.shape |= SHAPE_ICMP_ERROR,
-        130..=137 | 143 => ctx.shape |= SHAPE_ND,
-        _ => ctx.shape |= SHAPE_ICMP_OTHER,
+        ECHO_REPLY6 => {
+            key.destination_port = icmp.id;
+            0
+        }
+        // The highest bit tells errors from the rest (RFC 4443 §2.1).
+        0..=127 => SHAPE_ICMP_ERROR,
+        130..=137 | 143 => SHAPE_ND,
+        // Inverse discovery, certification paths, multicast routers (RFC 4890 §4.3.3).
+        141 | 142 | 148 | 149 | 151..=153 => SHAPE_ICMP_LINK,
+        _ => {
+            key.kind = KIND_PORTLESS;
+            SHAPE_OPENS
+        }
     }
-    Ok(())
 }
 
 impl Context {

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod arp;
 pub mod checksum;
 pub mod headers;
+pub mod icmp;
 pub mod ipv6;
 pub mod nd;
 pub mod parse;

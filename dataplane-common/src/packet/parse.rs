@@ -6,7 +6,7 @@ use super::{Packet, at};
 use core::mem::offset_of;
 
 use crate::engine::Context;
-use crate::layout::{FlowKey, KIND_FLOW};
+use crate::layout::{FlowKey, KIND_FLOW, KIND_PORTLESS};
 use crate::reason::Reason;
 
 /// What the Ethernet header announced.
@@ -21,9 +21,11 @@ pub enum Layer3 {
 /// `Context::shape` bits.
 pub const SHAPE_VLAN: u8 = 1;
 pub const SHAPE_FRAGMENT: u8 = 2;
+/// An ICMP error: it quotes the packet it is about.
 pub const SHAPE_ICMP_ERROR: u8 = 4;
-pub const SHAPE_ICMP_OTHER: u8 = 8;
-/// The packet opens a conversation: TCP SYN without ACK, an echo request, or a protocol without a handshake.
+/// ICMP that is meant for its own link and is no neighbour discovery: never forwarded.
+pub const SHAPE_ICMP_LINK: u8 = 8;
+/// The packet opens a conversation: TCP SYN without ACK, an ICMP query, or a protocol without a handshake.
 pub const SHAPE_OPENS: u8 = 16;
 /// A fragment without the transport header: there are no ports in it to read or write.
 pub const SHAPE_LATER: u8 = 64;
@@ -75,7 +77,7 @@ pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
 /// Reads the IPv4 header and the transport header's first bytes into `ctx.key`, without a network.
 ///
 /// For a fragment only the addresses and the protocol are filled in (its payload is never read as ports), for ICMP
-/// other than echo likewise.
+/// without an identifier likewise.
 #[inline(always)]
 pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
     let l3 = l3_offset(ctx);
@@ -142,16 +144,31 @@ pub(crate) fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: 
     }
     // SAFETY: `at` checked the bounds.
     let icmp = unsafe { &*icmp };
-    match icmp.kind {
-        ECHO_REQUEST => {
-            ctx.key.source_port = icmp.id;
-            ctx.shape |= SHAPE_OPENS;
-        }
-        ECHO_REPLY => ctx.key.destination_port = icmp.id,
-        3 | 4 | 5 | 11 | 12 => ctx.shape |= SHAPE_ICMP_ERROR,
-        _ => ctx.shape |= SHAPE_ICMP_OTHER,
-    }
+    ctx.shape |= icmp_message(icmp, &mut ctx.key);
     Ok(())
+}
+
+/// What an ICMP message is to a flow: its identifier, put into the key, and its shape. Timestamps, masks and information have
+/// their identifier where echo has it (RFC 792, RFC 950), and share it with echo (RFC 5508 §3: ICMP queries).
+#[inline(always)]
+pub(crate) fn icmp_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
+    match icmp.kind {
+        ECHO_REQUEST | 13 | 15 | 17 => {
+            key.source_port = icmp.id;
+            SHAPE_OPENS
+        }
+        ECHO_REPLY | 14 | 16 | 18 => {
+            key.destination_port = icmp.id;
+            0
+        }
+        3 | 4 | 5 | 11 | 12 => SHAPE_ICMP_ERROR,
+        // Router discovery (RFC 1256).
+        9 | 10 => SHAPE_ICMP_LINK,
+        _ => {
+            key.kind = KIND_PORTLESS;
+            SHAPE_OPENS
+        }
+    }
 }
 
 /// Reads ports and flags of `ctx.key.protocol` at `l4`, with `payload` bytes there; protocols without ports have 0.

@@ -66,9 +66,9 @@ pub fn translate(
                 }
             }
             ICMP => {
-                // The identifier stands in whichever of the two is in use (see `FlowKey`).
-                let id = new.source_port | new.destination_port;
-                store16::<4, _>(ports, id);
+                // The identifier stands in whichever of the two is in use (see `FlowKey`); of some messages in neither.
+                let change = (new.source_port | new.destination_port) ^ (old.source_port | old.destination_port);
+                store16::<4, _>(ports, load16::<4, _>(ports) ^ change);
             }
             _ => {}
         }
@@ -111,7 +111,7 @@ fn addresses_only(
 /// # Safety
 /// `ip` points to a whole IPv4 header.
 #[inline(always)]
-unsafe fn write_ip(ip: *mut Ipv4, addresses: u32, new: &Tuple, forwarded: bool) {
+pub(super) unsafe fn write_ip(ip: *mut Ipv4, addresses: u32, new: &Tuple, forwarded: bool) {
     let mut difference = addresses;
     // SAFETY: the caller vouches for `ip`.
     unsafe {
@@ -132,7 +132,7 @@ unsafe fn write_ip(ip: *mut Ipv4, addresses: u32, new: &Tuple, forwarded: bool) 
 }
 
 #[inline(always)]
-fn write_macs(packet: &impl Packet, hop: Option<&NextHop>) {
+pub(super) fn write_macs(packet: &impl Packet, hop: Option<&NextHop>) {
     let Some(hop) = hop else { return };
     let Some(ethernet) = at::<Ethernet>(packet, 0) else { return };
     // SAFETY: `at` checked the bounds; a frame begins at an even address, and so do the fields of a next hop.
@@ -185,7 +185,9 @@ pub fn translate6(
                     store16::<2, _>(header, new.destination_port);
                 }
                 ICMPV6 => {
-                    store16::<4, _>(header, new.source_port | new.destination_port);
+                    let change = (new.source_port | new.destination_port)
+                        ^ (old.key.source_port | old.key.destination_port);
+                    store16::<4, _>(header, load16::<4, _>(header) ^ change);
                 }
                 _ => {}
             }
