@@ -380,7 +380,7 @@ fn shapes(t: &mut Table<'_>) {
     t.drops("a routing header of type 0", "vm1", &source_routed.udp(1, 2, b""), ExtensionHeaders, &[]);
     t.drops("a fragment", "vm1", &with(&[(44, 8)]).udp(1, 2, b""), Fragment, &[]);
     t.drops("an ICMPv6 error", "vm1", &plain.icmp(1, 4, [0; 4], &[0; 48]), IcmpError, &[]);
-    t.drops("another ICMPv6 type", "vm1", &plain.icmp(200, 0, [0; 4], &[]), IcmpType, &[]);
+    t.drops("ICMPv6 of the link", "vm1", &plain.icmp(141, 0, [0; 4], &[]), IcmpType, &[]);
     let syn = plain.tcp(40009, 80, TcpFlags::SYN, 1);
     t.drops("a truncated header", "vm1", &syn[..60], Malformed, &[]);
     let mut version = syn.clone();
