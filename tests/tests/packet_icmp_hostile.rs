@@ -42,6 +42,11 @@ fn a_quote_cut_off_anywhere_is_translated_whole_or_dropped() {
             for what in [What::Udp, What::Tcp] {
                 let (_, public, private) = opened(t, f, what);
                 for end in 14..=public.len() {
+                    // Of half a checksum nothing can be changed.
+                    let mut private = private.clone();
+                    if what == What::Tcp && end == 14 + f.header() + 17 {
+                        private[end - 1] = public[end - 1];
+                    }
                     let (frame, expected) = arrives(f, &public, &private, end);
                     let name = format!("{what:?}, {} bytes quoted", end - 14);
                     if end >= 14 + f.header() + 8 {
@@ -110,7 +115,6 @@ fn a_quote_that_lies_or_is_of_what_no_error_is_about_is_dropped() {
                 let changed = |change: &dyn Fn(&mut Vec<u8>)| {
                     let mut frame = public.clone();
                     change(&mut frame);
-                    fix_header(&mut frame, 14);
                     frame[14..].to_vec()
                 };
                 quotes(t, "a later fragment", &changed(&|frame| frame[21] = 1), Fragment);
