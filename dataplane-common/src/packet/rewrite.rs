@@ -67,7 +67,8 @@ pub fn translate(
             }
             ICMP => {
                 // The identifier stands in whichever of the two is in use (see `FlowKey`); of some messages in neither.
-                let change = (new.source_port | new.destination_port) ^ (old.source_port | old.destination_port);
+                let change =
+                    (new.source_port | new.destination_port) ^ (old.source_port | old.destination_port);
                 store16::<4, _>(ports, load16::<4, _>(ports) ^ change);
             }
             _ => {}
