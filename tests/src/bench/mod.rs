@@ -16,16 +16,19 @@
 mod candidate;
 mod command;
 mod conntrack;
+mod deny;
 mod established;
 mod figure;
 mod generator;
 mod groups;
+mod instructions;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
 mod layout;
 mod napi;
 mod netfilter;
+mod new_flow;
 mod options;
 mod plan;
 mod policy;
@@ -36,6 +39,7 @@ mod rig;
 mod rules;
 mod run;
 mod section;
+mod stages;
 mod statistics;
 mod table;
 

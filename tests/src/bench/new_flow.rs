@@ -87,13 +87,16 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             continue;
         }
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); gateways.len()];
-        let rounds = options.each_round(&format!("bursts of {flows} {}", if syns { "SYNs" } else { "datagrams" }), |_| {
-            for ((who, gateway), samples) in gateways.iter_mut().zip(&mut samples) {
-                stop::check()?;
-                samples.push(gateway.burst(flows, syns).with_context(|| name(who))?);
-            }
-            Ok(())
-        });
+        let rounds = options.each_round(
+            &format!("bursts of {flows} {}", if syns { "SYNs" } else { "datagrams" }),
+            |_| {
+                for ((who, gateway), samples) in gateways.iter_mut().zip(&mut samples) {
+                    stop::check()?;
+                    samples.push(gateway.burst(flows, syns).with_context(|| name(who))?);
+                }
+                Ok(())
+            },
+        );
         // An interrupted round is not one.
         let whole = samples.last().map_or(0, Vec::len);
         let rates: Vec<Vec<f64>> = samples

@@ -243,15 +243,17 @@ impl Rig {
         self.aim(flows, PICK_RANDOM, SEED)?;
         while_sending(&self.programs, &self.client, || {
             thread::sleep(ramp);
-            let (busy, seen, (start, before)) =
-                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
+            // Each with a time of its own: this thread shares a processor with the gateway's, which goes first.
+            let ran = || -> anyhow::Result<_> { Ok((Instant::now(), self.napi.run_time()?)) };
+            let (seen, (start, before), (then, ran_before)) =
+                (self.programs.seen()?, self.received()?, ran()?);
             thread::sleep(window);
-            let (busy_end, seen_end, (end, after)) =
-                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
-            let seconds = (end - start).as_secs_f64();
+            let (seen_end, (end, after), (now, ran_after)) =
+                (self.programs.seen()?, self.received()?, ran()?);
+            let ran = ran_after.saturating_sub(ran_before).as_secs_f64();
             Ok(Sample {
-                packets_per_second: (after - before) as f64 / seconds,
-                busy: busy_end.saturating_sub(busy).as_secs_f64() / seconds,
+                packets_per_second: (after - before) as f64 / (end - start).as_secs_f64(),
+                busy: ran / (now - then).as_secs_f64(),
                 seen: difference(seen, seen_end),
             })
         })
