@@ -95,7 +95,14 @@ impl Candidates {
         check(kind, sent, flows - live, seen)?;
         self.made.insert(kind, made);
         let Seen { packets, translated, .. } = seen;
-        Ok(Verified { figure: kind.figure(self.size), live_flows: live, sent, seen: packets, translated })
+        Ok(Verified {
+            section: String::new(),
+            figure: kind.figure(self.size),
+            live_flows: live,
+            sent,
+            seen: packets,
+            translated,
+        })
     }
 
     /// One measurement; the flows are open.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
+use super::document::plots;
 use super::options::Options;
 use super::report::{Measured, Report, load_average, machine, today};
 use super::section::chosen;
@@ -34,7 +35,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         }
         own.place = format!("[{}/{} {}] ", number + 1, sections.len(), section.name);
         own.tell(section.title);
-        let (since, load, before) = (Instant::now(), load_average(), report.figures.len());
+        let (since, load) = (Instant::now(), load_average());
+        let (before, series_before) = (report.figures.len(), report.series.len());
         let outcome = (section.measure)(&own, &mut report);
         let names = (section.figures)();
         let (asked_for, compared): (Vec<_>, Vec<_>) = report
@@ -44,14 +46,13 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             .partition(|figure| names.contains(&figure.name) && own.wants(&figure.name));
         report.figures.extend(asked_for);
         report.compared.extend(compared);
-        for figure in report.figures.iter_mut().chain(&mut report.compared).filter(|f| f.section.is_empty()) {
-            figure.section = section.name.to_owned();
-        }
+        report.name_section(section.name);
         report.sections.push(Measured {
             name: section.name.to_owned(),
             title: section.title.to_owned(),
             date: today(),
             seconds: since.elapsed().as_secs_f64(),
+            plots: plots(&report.series[series_before..]),
             load_before: load,
             load_after: load_average(),
             error: outcome.as_ref().err().filter(|_| !stop::asked()).map(|error| format!("{error:#}")),
