@@ -50,4 +50,4 @@ pub use figure::{Better, By, Figure, Met};
 pub use options::{Options, Scale};
 pub use report::{Measured, Note, Report, Series, Verified};
 pub use run::run;
-pub use section::REQUIRED;
+pub use section::{REQUIRED, figures};

@@ -65,6 +65,11 @@ pub(super) fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static Section>> {
         .collect())
 }
 
+/// The names of all figures that there can be.
+pub fn figures() -> Vec<String> {
+    SECTIONS.iter().flat_map(|section| (section.figures)()).collect()
+}
+
 /// What `--list` prints: each section, and below it its figures.
 pub(super) fn list() -> String {
     let mut text = String::new();
