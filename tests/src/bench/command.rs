@@ -91,7 +91,7 @@ pub fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Output::Json => println!("{}", report.json()?),
     }
     let whole = !arguments.quick && arguments.only.is_empty();
-    if arguments.write || (whole && !arguments.no_write && !report.interrupted) {
+    if !report.interrupted && (arguments.write || (whole && !arguments.no_write)) {
         let earlier =
             document::last_report(&docs)?.filter(|_| !arguments.only.is_empty()).unwrap_or_default();
         document::write(&report.clone().over(earlier), &docs)?;

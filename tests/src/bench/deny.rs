@@ -6,6 +6,7 @@
 use anyhow::{Context as _, ensure};
 
 use super::figure::{Better, By, Figure};
+use super::gateway::Gateway;
 use super::netfilter::{Lists, Netfilter, Tool};
 use super::options::Options;
 use super::policy::Groups;
@@ -37,47 +38,28 @@ fn figures() -> Vec<String> {
 /// Different packets that are sent; there is no flow that they could belong to.
 const PACKETS: u32 = 1 << 16;
 
-enum Gateway {
-    Portcullis(Portcullis),
-    Netfilter(Netfilter),
+fn build(name: &str) -> anyhow::Result<Gateway> {
+    let rules = if name.contains("4000") { MOST } else { 1 };
+    let groups = Groups { rules, fate: Fate::Denied };
+    Ok(if name.starts_with("nft") {
+        let lists = if name.contains("both") { Lists::Both(groups) } else { Lists::Second(groups) };
+        Gateway::Netfilter(Netfilter::build(Tool::Nft, lists)?)
+    } else {
+        let xdp = !name.starts_with("tc");
+        Gateway::Portcullis(Box::new(Portcullis::build(default_table(), groups, xdp)?))
+    })
 }
 
-impl Gateway {
-    fn build(name: &str) -> anyhow::Result<Self> {
-        let rules = if name.contains("4000") { MOST } else { 1 };
-        let groups = Groups { rules, fate: Fate::Denied };
-        Ok(if name.starts_with("nft") {
-            let lists = if name.contains("both") { Lists::Both(groups) } else { Lists::Second(groups) };
-            Gateway::Netfilter(Netfilter::build(Tool::Nft, lists)?)
-        } else {
-            Gateway::Portcullis(Portcullis::build(default_table(), groups, !name.starts_with("tc"))?)
-        })
-    }
-
-    /// Packets that came as far as the rules; none goes further.
-    fn judged(&self) -> anyhow::Result<u64> {
-        match self {
-            Gateway::Portcullis(made) => made.denied(),
-            Gateway::Netfilter(made) => made.fresh(),
-        }
-    }
-
-    fn measure(&mut self, options: &Options) -> anyhow::Result<Sample> {
-        let before = self.judged()?;
-        let rig = match self {
-            Gateway::Portcullis(made) => &mut made.rig,
-            Gateway::Netfilter(made) => &mut made.rig,
-        };
-        let received = rig.received()?.1;
-        let sample = rig.measure_received(PACKETS, options.ramp, options.turn())?;
-        let received = rig.received()?.1 - received;
-        let judged = self.judged()? - before;
-        ensure!(sample.packets_per_second > 0.0, "no packet was received");
-        ensure!(judged == received, "of {received} packets {judged} were judged by the rules");
-        let seen = sample.seen;
-        ensure!(seen.packets + seen.translated == 0, "a denied packet arrived: {seen:?}");
-        Ok(sample)
-    }
+/// Packets that are denied a second; all that are received are, and none arrives.
+fn denied(gateway: &mut Gateway, options: &Options) -> anyhow::Result<Sample> {
+    let (judged, received) = (gateway.judged()?, gateway.rig().received()?.1);
+    let sample = gateway.rig().measure_received(PACKETS, options.ramp, options.turn())?;
+    let (judged, received) = (gateway.judged()? - judged, gateway.rig().received()?.1 - received);
+    ensure!(sample.packets_per_second > 0.0, "no packet was received");
+    ensure!(judged == received, "of {received} packets {judged} were judged by the rules");
+    let seen = sample.seen;
+    ensure!(seen.packets + seen.translated == 0, "a denied packet arrived: {seen:?}");
+    Ok(sample)
 }
 
 fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -85,7 +67,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mut gateways = Vec::new();
     for name in NAMES {
         stop::check()?;
-        gateways.push((name, Gateway::build(name).context(name)?));
+        gateways.push((name, build(name).context(name)?));
     }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); NAMES.len()];
     let rounds = options.each_round("denied packets", |_| {
@@ -96,7 +78,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
                 stop::check()?;
                 let at = (turn + place) % gateways.len();
                 let (name, gateway) = &mut gateways[at];
-                let sample = gateway.measure(options).context(*name)?;
+                let sample = denied(gateway, options).context(*name)?;
                 sums[at].packets_per_second += sample.packets_per_second / turns as f64;
                 sums[at].busy += sample.busy / turns as f64;
             }

@@ -20,6 +20,7 @@ mod deny;
 mod document;
 mod established;
 mod figure;
+mod gateway;
 mod generator;
 mod groups;
 mod instructions;

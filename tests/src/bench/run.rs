@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::document::plots;
+use super::document::{directory, last_report, plots};
 use super::options::Options;
 use super::report::{Measured, Report, load_average, machine, today};
-use super::section::chosen;
+use super::section::{Section, chosen};
 use crate::lab::why_unavailable;
 use crate::stop;
 
@@ -23,18 +23,21 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     }
     let sections = chosen(&options.only)?;
     stop::listen(nix::sys::signal::SaFlags::empty())?;
-    let mut report = Report {
-        machine: machine(),
-        scale: options.scale.pick("smoke", "quick", "full").into(),
-        ..Report::default()
-    };
+    // For the estimate alone.
+    let earlier = last_report(&directory())
+        .ok()
+        .flatten()
+        .filter(|earlier| options.only.is_empty() && earlier.scale == options.scale.name())
+        .unwrap_or_default();
+    let mut report =
+        Report { machine: machine(), scale: options.scale.name().to_owned(), ..Report::default() };
     for (number, section) in sections.iter().enumerate() {
         let mut own = options.clone();
         if own.only.iter().any(|name| name == section.name) {
             own.only.clear();
         }
         own.place = format!("[{}/{} {}] ", number + 1, sections.len(), section.name);
-        own.tell(section.title);
+        own.tell(&format!("{}{}", section.title, left(&earlier, &sections[number..])));
         let (since, load) = (Instant::now(), load_average());
         let (before, series_before) = (report.figures.len(), report.series.len());
         let outcome = (section.measure)(&own, &mut report);
@@ -66,4 +69,16 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// How long these sections take if it is as long as the last time.
+fn left(earlier: &Report, sections: &[&Section]) -> String {
+    let seconds = |section: &&Section| {
+        let measured = earlier.sections.iter().find(|measured| measured.name == section.name)?;
+        Some(measured.seconds)
+    };
+    let sum: Option<f64> = sections.iter().map(seconds).sum();
+    sum.map_or_else(String::new, |seconds| {
+        format!(" (all that is left took {:.0} min the last time)", seconds / 60.0)
+    })
 }

@@ -30,7 +30,7 @@ pub(super) fn drawn(flows: u32, count: usize) -> Vec<u32> {
 }
 
 impl Packets {
-    fn from_guest(&self, flow: u32) -> Craft {
+    fn of_guest(&self, flow: u32) -> Craft {
         let guest = flow & (GUESTS - 1);
         let [mac @ .., last] = GUEST_MAC;
         let [a, b, c, d, e] = mac;
@@ -46,7 +46,7 @@ impl Packets {
     /// A datagram of a flow.
     pub fn datagram(&self, flow: u32) -> Vec<u8> {
         let (source, destination) = Self::ports(flow);
-        self.from_guest(flow).udp(source, destination, b"")
+        self.of_guest(flow).udp(source, destination, b"")
     }
 
     /// What the world answers to a datagram that has left: addresses and ports the other way round.
@@ -65,14 +65,14 @@ impl Packets {
             .map(|i| {
                 let flow = i.wrapping_mul(scatter) & (SYNS - 1);
                 let (source, destination) = Self::ports(flow);
-                self.from_guest(flow).tcp(source, destination, TcpFlags::SYN, 1, 0, b"")
+                self.of_guest(flow).tcp(source, destination, TcpFlags::SYN, 1, 0, b"")
             })
             .collect()
     }
 
     /// One of the SYNs of one guest that all go to one destination.
     pub fn crowded(&self, number: u16) -> Vec<u8> {
-        self.from_guest(0).tcp(number.wrapping_add(1024).max(1), CROWDED_PORT, TcpFlags::SYN, 1, 0, b"")
+        self.of_guest(0).tcp(number.wrapping_add(1024).max(1), CROWDED_PORT, TcpFlags::SYN, 1, 0, b"")
     }
 
     /// No IP at all: given up at the first look.
