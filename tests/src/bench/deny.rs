@@ -43,7 +43,7 @@ fn build(name: &str) -> anyhow::Result<Gateway> {
     let groups = Groups { rules, fate: Fate::Denied };
     Ok(if name.starts_with("nft") {
         let lists = if name.contains("both") { Lists::Both(groups) } else { Lists::Second(groups) };
-        Gateway::Netfilter(Netfilter::build(Tool::Nft, lists)?)
+        Gateway::Netfilter(Box::new(Netfilter::build(Tool::Nft, lists)?))
     } else {
         let xdp = !name.starts_with("tc");
         Gateway::Portcullis(Box::new(Portcullis::build(default_table(), groups, xdp)?))

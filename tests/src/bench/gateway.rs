@@ -6,7 +6,7 @@ use super::rig::Rig;
 
 pub(super) enum Gateway {
     Portcullis(Box<Portcullis>),
-    Netfilter(Netfilter),
+    Netfilter(Box<Netfilter>),
 }
 
 impl Gateway {

@@ -60,7 +60,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         Some(why) => report.note(format!("nft_new_flow was not measured: {why}")),
         None => {
             let built = Netfilter::build(Tool::Nft, Lists::Both(groups))?;
-            gateways.push(("nft_new_flow", Gateway::Netfilter(built)));
+            gateways.push(("nft_new_flow", Gateway::Netfilter(Box::new(built))));
         }
     }
     for (protocol, syns) in PROTOCOLS {
