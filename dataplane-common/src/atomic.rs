@@ -24,6 +24,7 @@ pub unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
     #[cfg(not(target_arch = "bpf"))]
     {
         use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        step();
         // SAFETY: the caller vouches for `word`.
         let atomic = unsafe { AtomicU64::from_ptr(word) };
         match atomic.compare_exchange(old, new, SeqCst, SeqCst) {
@@ -53,6 +54,7 @@ pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     #[cfg(not(target_arch = "bpf"))]
     {
         use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        step();
         // SAFETY: the caller vouches for `word`.
         unsafe { AtomicU64::from_ptr(word) }.swap(new, SeqCst)
     }
@@ -72,7 +74,16 @@ pub unsafe fn load(word: *const u64) -> u64 {
     #[cfg(not(target_arch = "bpf"))]
     {
         use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        step();
         // SAFETY: the caller vouches for `word`.
         unsafe { AtomicU64::from_ptr(word.cast_mut()) }.load(SeqCst)
     }
+}
+
+/// Stands before every access to a shared record: here another processor may come between. Nothing but in this crate's own
+/// tests, which let it happen in every order they can (`flow_interleavings`).
+#[inline(always)]
+pub(crate) fn step() {
+    #[cfg(test)]
+    crate::flow_interleavings::step();
 }

@@ -126,6 +126,7 @@ pub fn record<F: Family, E: Env>(env: &E, index: u32) -> Option<*mut HalfRecord>
 /// `r` points into the flow table.
 #[inline(always)]
 pub(crate) unsafe fn has_words(r: *mut HalfRecord, key: [u64; 2]) -> bool {
+    atomic::step();
     // SAFETY: the key is the first 16 bytes of the aligned record; each word is read once.
     unsafe {
         let p = r.cast::<u64>();
@@ -140,7 +141,9 @@ pub(crate) unsafe fn write_words(r: *mut HalfRecord, key: [u64; 2]) {
     // SAFETY: as above.
     unsafe {
         let p = r.cast::<u64>();
+        atomic::step();
         core::ptr::write_volatile(p, key[0]);
+        atomic::step();
         core::ptr::write_volatile(p.add(1), key[1]);
     }
 }

@@ -18,6 +18,8 @@ pub mod engine;
 pub mod env;
 pub mod family;
 pub mod flow;
+#[cfg(test)]
+mod flow_interleavings;
 pub mod layout;
 pub mod opaque;
 pub mod packet;
