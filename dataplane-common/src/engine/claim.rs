@@ -6,8 +6,8 @@ use crate::env::{Env, Refusal};
 use crate::family::Family;
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, KIND_PORTLESS, NEXT_HOP_LOOP,
-    Settings, WORLD, hops,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_LOOP, Settings,
+    WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
@@ -120,15 +120,9 @@ fn translated<F: Family, E: Env>(
     let p = entry::<E, Endpoint>(env, ctx.generation, head.endpoints, ctx.from).ok_or(Reason::Internal)?;
     // SAFETY: `entry` points into a page.
     let endpoint = unsafe { &*p };
-    // Of ICMP without an identifier nothing in an answer would tell one guest's from another's.
-    let portless = ctx.key.kind == KIND_PORTLESS;
-    let Some(which) = (if portless { None } else { alloc_of(ctx.key.protocol) }) else {
+    let Some(which) = alloc_of(ctx.key.protocol) else {
         let any = endpoint.alloc[0].segments | endpoint.alloc[1].segments;
-        return Err(match any {
-            0 => Reason::NoOutboundMethod,
-            _ if portless => Reason::IcmpType,
-            _ => Reason::NoPorts,
-        });
+        return Err(if any == 0 { Reason::NoOutboundMethod } else { Reason::NoPorts });
     };
     // SAFETY: the index is below the three elements.
     let alloc = unsafe { &*endpoint.alloc.as_ptr().add(which) };

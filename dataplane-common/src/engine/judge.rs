@@ -63,6 +63,8 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
         Err(Ended::Verdict(verdict)) => return verdict,
     };
     match judged {
+        // ICMP without an identifier: nothing in an answer would tell one guest's from another's.
+        Ok(()) if ctx.way == WAY_SNAT && ctx.key.kind == KIND_PORTLESS => drop(env, ctx, Reason::IcmpType),
         Ok(()) => Verdict::Next(F::CLAIM),
         Err(reason) => {
             if ctx.again != NO_SLOT {
