@@ -14,6 +14,7 @@
 
 mod candidate;
 mod command;
+mod cycles;
 mod generator;
 mod groups;
 // One file for both sides of the shared maps.
@@ -28,9 +29,12 @@ mod portcullis;
 mod programs;
 mod report;
 mod rig;
+mod road;
 mod run;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod try_it;
 
 pub use command::{Arguments, execute};
 pub use plan::{Options, Size};

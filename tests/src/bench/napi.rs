@@ -81,6 +81,13 @@ pub(super) fn pin_this_thread(processor: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The calling thread on this processor only, as one among those that do their part of the work there: threads that poll
+/// devices must have their turn.
+pub(super) fn keep_this_thread(processor: usize) -> anyhow::Result<()> {
+    pin(Pid::from_raw(0), processor)?;
+    prefer(Pid::from_raw(0))
+}
+
 fn pin(thread: Pid, processor: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(processor).with_context(|| format!("processor {processor}"))?;
