@@ -22,10 +22,10 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Bench(arguments) => bench::execute(&arguments),
-        Command::Quickstart(arguments) => quickstart::execute(&arguments),
+        Command::Quickstart(arguments) => quickstart::execute(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -4,7 +4,8 @@ use anyhow::{Context as _, ensure};
 
 use super::layout::{Bare, Seen};
 use super::nftables;
-use super::plan::{Kind, Options, Size};
+use super::options::Options;
+use super::plan::{Kind, Size};
 use super::portcullis::Portcullis;
 use super::report::Verified;
 use super::rig::{Rig, Sample, UPLINK};
@@ -29,7 +30,7 @@ pub(super) struct Candidates {
 
 impl Candidates {
     pub fn build(options: &Options) -> anyhow::Result<Self> {
-        let largest = options.sizes.last().context("nothing to measure")?.flows();
+        let largest = Size::Large.flows(options.scale);
         Ok(Self {
             bare: bare()?,
             nftables: nftables::build()?,
@@ -40,13 +41,13 @@ impl Candidates {
     }
 
     /// Why a candidate cannot have so many flows here.
-    pub fn limit(&self, kind: Kind, size: Size) -> Option<String> {
-        (kind == Kind::Nftables).then(|| nftables::limit(size.flows())).flatten()
+    pub fn limit(&self, kind: Kind, size: Size, options: &Options) -> Option<String> {
+        (kind == Kind::Nftables).then(|| nftables::limit(size.flows(options.scale))).flatten()
     }
 
     /// Makes a candidate know the flows, and looks at what it does to their packets.
-    pub fn open(&mut self, kind: Kind, size: Size) -> anyhow::Result<Verified> {
-        let flows = size.flows();
+    pub fn open(&mut self, kind: Kind, size: Size, options: &Options) -> anyhow::Result<Verified> {
+        let flows = size.flows(options.scale);
         let tolerated = if kind == Kind::TableRecords { TOLERATED_IN_RECORDS } else { TOLERATED };
         let enough = flows - flows / tolerated;
         match kind {
@@ -85,7 +86,7 @@ impl Candidates {
 
     /// One measurement; the flows are open.
     pub fn measure(&mut self, kind: Kind, size: Size, options: &Options) -> anyhow::Result<Sample> {
-        let sample = self.rig(kind)?.measure(size.flows(), options.ramp, options.turn())?;
+        let sample = self.rig(kind)?.measure(size.flows(options.scale), options.ramp, options.turn())?;
         let Seen { packets, translated, .. } = sample.seen;
         let wanted = if kind == Kind::Bare { 0 } else { packets };
         ensure!(packets > 0, "no packet arrived");

@@ -1,33 +1,35 @@
 //! `portcullis-lab bench`.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, ValueEnum};
 
-use super::groups;
-use super::plan::Options;
+use super::options::Options;
 use super::run;
+use super::section;
 
-/// Measure packet rates: bare XDP redirect, nftables masquerade, Portcullis
+/// What a shell gives for a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Measure Portcullis beside the limit and beside nftables
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// One short round: shows that it works, and little more
     #[arg(long)]
     quick: bool,
-    /// Only this figure, such as `established_64k`, with what it is compared with; may be repeated
+    /// Only this figure or section, such as `established_64k` or `established`, with what it is compared with; may be
+    /// repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Also a minimal NAT over a kernel hash and over records: which flow table is faster
-    #[arg(long, conflicts_with = "only")]
-    tables: bool,
-    /// Instead of packet rates: what a decision of security groups costs, by the number of rules
-    #[arg(long, conflicts_with_all = ["only", "tables"])]
-    groups: bool,
+    /// Print the names of the sections and their figures, and measure nothing
+    #[arg(long)]
+    list: bool,
     /// Rounds in which every candidate is measured once
     #[arg(long)]
     rounds: Option<usize>,
-    /// How long each measurement counts
+    /// How long each measurement of a packet rate counts
     #[arg(long)]
     seconds: Option<f64>,
     /// What standard output gets
@@ -47,7 +49,6 @@ impl Arguments {
     fn options(&self) -> anyhow::Result<Options> {
         let mut options = if self.quick { Options::quick() } else { Options::default() };
         options.only.clone_from(&self.only);
-        options.tables = self.tables;
         if let Some(rounds) = self.rounds {
             ensure!(rounds > 0, "--rounds 0 measures nothing");
             options.rounds = rounds;
@@ -60,17 +61,24 @@ impl Arguments {
     }
 }
 
-/// Runs it and prints the report.
-pub fn execute(arguments: &Arguments) -> anyhow::Result<()> {
-    if arguments.groups {
-        let (rounds, packets) =
-            if arguments.quick { (1, 500) } else { (arguments.rounds.unwrap_or(5), 20_000) };
-        return groups::execute(rounds, packets, matches!(arguments.output, Output::Json));
+/// Runs it and prints the report, also that of a run which was interrupted (then the code is 130) or in which a section
+/// failed (1).
+pub fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.list {
+        print!("{}", section::list());
+        return Ok(ExitCode::SUCCESS);
     }
-    let report = run::run(arguments.options()?)?;
+    let report = run::run(&arguments.options()?)?;
     match arguments.output {
         Output::Table => print!("{report}"),
         Output::Json => println!("{}", report.json()?),
     }
-    Ok(())
+    for (section, error) in report.failures() {
+        eprintln!("error: section {section} failed: {error}");
+    }
+    Ok(match (report.interrupted, report.failures().next()) {
+        (true, _) => ExitCode::from(INTERRUPTED),
+        (false, Some(_)) => ExitCode::FAILURE,
+        (false, None) => ExitCode::SUCCESS,
+    })
 }

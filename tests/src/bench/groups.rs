@@ -1,4 +1,4 @@
-//! `cargo xtask bench --groups`: what a packet costs that security groups decide about, by the number of their rules.
+//! What a packet costs that security groups decide about, by the number of their rules.
 //!
 //! One guest with a group on its interface and one on its subnet, both with 1, 1,000 or as many rules as there are
 //! priorities; the whole public service tag file is in force each time (another guest's group names every tag).
@@ -10,16 +10,18 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::figure::Figure;
+use super::options::Options;
+use super::report::Report;
+use super::section::Section;
+use crate::backend::{Backend as _, KernelBackend};
+use crate::lab::{Craft, TcpFlags};
+use crate::random::Random;
+use crate::stop;
 use anyhow::{Context as _, ensure};
 use portcullis::datapath::now_tick;
 use portcullis_common::engine::Hook;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD};
-use serde::Serialize;
-
-use super::statistics::median;
-use crate::backend::{Backend as _, KernelBackend};
-use crate::lab::{Craft, TcpFlags};
-use crate::random::Random;
 
 /// Rules of each of the two groups.
 const RULES: [usize; 3] = [1, 1000, 3997];
@@ -28,84 +30,56 @@ const TAG_FILE: &str = "shared/data/servicetags/ServiceTags_Public_20251013.json
 /// Flows of one measurement end before the next begins; their slots are free again after this.
 const GRACE: Duration = Duration::from_millis(400);
 
-/// Nanoseconds a packet, the median of the rounds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Cost {
-    pub rules: usize,
-    /// One denied packet again and again.
-    pub denied_hot: f64,
-    /// Denied packets of a random trace.
-    pub denied_random: f64,
-    /// New flows to one destination.
-    pub new_hot: f64,
-    /// New flows of a random trace.
-    pub new_random: f64,
+pub(super) const SECTION: Section = Section {
+    name: "groups",
+    title: "What security groups cost, by the number of their rules",
+    figures,
+    measure,
+};
+
+/// What is measured of each case, in the order of [`measure_once`].
+const WHAT: [&str; 4] = ["denied_hot", "denied_random", "new_flow_hot", "new_flow_random"];
+
+fn name(what: &str, rules: usize) -> String {
+    format!("group_{what}_{rules}_rules")
 }
 
-/// Measures and prints.
-pub fn execute(rounds: usize, packets: usize, json: bool) -> anyhow::Result<()> {
-    let costs = run(rounds, packets)?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&costs)?);
+fn figures() -> Vec<String> {
+    RULES.into_iter().flat_map(|rules| WHAT.map(|what| name(what, rules))).collect()
+}
+
+/// Measures all cases in turns.
+fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let Some(tags) = Tags::read()? else {
+        report.note(format!("{}: not measured: {TAG_FILE} is not here", SECTION.name));
         return Ok(());
-    }
-    println!(
-        "{:>6}  {:>18}  {:>18}  {:>18}  {:>18}",
-        "RULES", "DENIED, HOT", "DENIED, RANDOM", "NEW FLOW, HOT", "NEW FLOW, RANDOM"
-    );
-    for cost in &costs {
-        let of = |value: fn(&Cost) -> f64| {
-            format!("{:.0} ns ({:.2}x)", value(cost), value(cost) / value(&costs[0]))
-        };
-        println!(
-            "{:>6}  {:>18}  {:>18}  {:>18}  {:>18}",
-            cost.rules,
-            of(|c| c.denied_hot),
-            of(|c| c.denied_random),
-            of(|c| c.new_hot),
-            of(|c| c.new_random)
-        );
-    }
-    Ok(())
-}
-
-/// Measures `rounds` times, all cases in turns, with `packets` packets in a trace.
-pub fn run(rounds: usize, packets: usize) -> anyhow::Result<Vec<Cost>> {
-    let tags = Tags::read()?;
-    let trace = Trace::random(&tags, packets);
+    };
+    let trace = Trace::random(&tags, options.scale.pick(50, 500, 20_000));
     let policies: Vec<String> = RULES.iter().map(|&rules| policy(&tags, rules)).collect();
-    KernelBackend::with(&policies[0], &["vm1", "vm9", "up"], Hook::Xdp, |backend| {
-        let mut samples: Vec<Vec<[f64; 4]>> = vec![Vec::new(); RULES.len()];
-        for round in 0..=rounds {
-            for (case, policy) in policies.iter().enumerate() {
-                if round != 0 || case != 0 {
-                    backend.change(policy)?;
-                }
-                let sample = measure(backend, &trace)?;
-                // The first round warms up.
-                if round != 0 {
-                    samples[case].push(sample);
-                }
+    let mut samples: Vec<Vec<[f64; 4]>> = vec![Vec::new(); RULES.len()];
+    let measured = KernelBackend::with(&policies[0], &["vm1", "vm9", "up"], Hook::Xdp, |backend| {
+        // Warms up.
+        measure_once(backend, &trace)?;
+        options.each_round("groups", |_| {
+            for (samples, policy) in samples.iter_mut().zip(&policies) {
+                stop::check()?;
+                backend.change(policy)?;
+                samples.push(measure_once(backend, &trace)?);
             }
+            Ok(())
+        })
+    });
+    let of = |case: usize, what: usize| samples[case].iter().map(|s| s[what]).collect::<Vec<f64>>();
+    for (case, rules) in RULES.into_iter().enumerate().filter(|&(case, _)| !samples[case].is_empty()) {
+        for (i, what) in WHAT.into_iter().enumerate() {
+            let figure = Figure::from_samples(name(what, rules), "ns", &of(case, i));
+            report.figures.push(figure.ratio_to_limit_of("the same with one rule", &of(0, i)));
         }
-        let value = |case: usize, i: usize| {
-            median(&samples[case].iter().map(|s| s[i]).collect::<Vec<_>>()).unwrap_or_default()
-        };
-        Ok(RULES
-            .iter()
-            .enumerate()
-            .map(|(case, &rules)| Cost {
-                rules,
-                denied_hot: value(case, 0),
-                denied_random: value(case, 1),
-                new_hot: value(case, 2),
-                new_random: value(case, 3),
-            })
-            .collect())
-    })
+    }
+    measured
 }
 
-fn measure(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 4]> {
+fn measure_once(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 4]> {
     let ifindex = backend.ifindex("vm1")?;
     let dropped = |frame: &[u8], repeat| -> anyhow::Result<f64> {
         let (outcome, took) = backend.datapath.time_xdp(frame, ifindex, repeat)?;
@@ -159,9 +133,10 @@ struct Tags {
 }
 
 impl Tags {
-    fn read() -> anyhow::Result<Self> {
+    /// `None` where the file is not there.
+    fn read() -> anyhow::Result<Option<Self>> {
         let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(TAG_FILE);
-        let file = file.canonicalize().with_context(|| format!("{} is needed for this", file.display()))?;
+        let Ok(file) = file.canonicalize() else { return Ok(None) };
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
         let values = json["values"].as_array().context("no tags in the file")?;
         let names = values.iter().filter_map(|v| v["name"].as_str()).map(str::to_owned).collect();
@@ -172,7 +147,7 @@ impl Tags {
             .filter_map(|p| p.as_str()?.parse::<ipnet::Ipv4Net>().ok())
             .map(|net| (u32::from(net.network()), net.prefix_len()))
             .collect();
-        Ok(Self { file, names, prefixes })
+        Ok(Some(Self { file, names, prefixes }))
     }
 }
 

@@ -1,20 +1,23 @@
-//! `cargo xtask bench`: how many packets a second, beside what the kernel can do and what nftables does, in one run.
+//! `cargo xtask bench`: what Portcullis does in how much time, beside the limit and beside what everybody has, in one
+//! run.
+//!
+//! A run consists of sections ([`section::SECTIONS`]); each builds namespaces of its own, measures in rounds in which what
+//! is compared takes turns, and puts figures and series into the [`Report`]. Only ratios within a round mean anything on a
+//! machine with neighbours.
+//!
+//! Most packet rates are measured on this:
 //!
 //! ```text
 //!  client                     gateway                      server
 //!  pcb_generate --redirect--> [XDP | TC | nftables] -----> pcb_sink: counts, drops
 //!  first processor            last processor: the NAPI of the gateway's device is a thread there
 //! ```
-//!
-//! A candidate (bare XDP redirect, nftables masquerade, Portcullis under XDP, Portcullis under TC; when asked for, a
-//! minimal NAT over either kind of flow table) is measured in
-//! namespaces of its own. With each number of flows all candidates are made to know the flows first, which is counted
-//! and whose packets are checked, and then measured in turns: only ratios within a round mean anything on a machine
-//! with neighbours.
 
 mod candidate;
 mod command;
 mod cycles;
+mod established;
+mod figure;
 mod generator;
 mod groups;
 // One file for both sides of the shared maps.
@@ -23,6 +26,7 @@ mod groups;
 mod layout;
 mod napi;
 mod nftables;
+mod options;
 mod plan;
 mod policy;
 mod portcullis;
@@ -31,12 +35,15 @@ mod report;
 mod rig;
 mod road;
 mod run;
+mod section;
 mod statistics;
 mod table;
 #[cfg(test)]
 mod try_it;
 
 pub use command::{Arguments, execute};
-pub use plan::{Options, Size};
-pub use report::{Figure, Report, Verified};
+pub use figure::{Better, By, Figure, Met};
+pub use options::{Options, Scale};
+pub use report::{Report, Series, Verified};
 pub use run::run;
+pub use section::REQUIRED;

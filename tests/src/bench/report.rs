@@ -2,43 +2,14 @@
 
 use std::fmt::{self, Write as _};
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::run::load_average;
-
-/// One figure of the report.
-#[derive(Debug, Clone, Serialize)]
-pub struct Figure {
-    pub name: String,
-    /// Median of the rounds.
-    pub value: f64,
-    pub unit: &'static str,
-    /// How many rounds.
-    pub rounds: usize,
-    /// From the smallest to the largest, as a share of the median.
-    pub spread: f64,
-    /// Share of the time that the gateway's thread was running.
-    pub busy: Option<f64>,
-    /// Median of each round's share of the bare XDP redirect of the same round.
-    pub ratio_to_limit: Option<f64>,
-    /// The same for nftables.
-    pub ratio_to_nftables: Option<f64>,
-    /// Nanoseconds that a packet takes longer than under the bare XDP redirect of the same round.
-    pub extra_ns: Option<f64>,
-    /// The least that is accepted, as `ratio_to_limit`; none yet.
-    pub must: Option<f64>,
-    /// What is aimed at, as `ratio_to_limit`: the C prototypes of design §5.
-    pub goal: Option<f64>,
-    /// Each round.
-    pub samples: Vec<f64>,
-    /// False for what was only measured to compare with.
-    #[serde(skip)]
-    pub asked_for: bool,
-}
+use super::figure::{Figure, Met};
 
 /// What a candidate did with packets whose checksums were added up.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verified {
     pub figure: String,
     pub live_flows: u32,
@@ -47,22 +18,78 @@ pub struct Verified {
     pub translated: u64,
 }
 
+/// How something grows: one line of a plot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Series {
+    /// The file of the plot without `.svg`; series of one plot are drawn into it together.
+    pub plot: String,
+    /// The plot's heading; that of the first series counts, as its labels do.
+    pub title: String,
+    /// What this line is.
+    pub name: String,
+    /// What grows, such as `live flows`.
+    pub x_label: String,
+    /// Of the values: `ns a packet`.
+    pub unit: String,
+    /// Whether each step of the horizontal axis is ten times the one before.
+    pub logarithmic: bool,
+    /// From left to right.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// One section of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measured {
+    pub name: String,
+    pub title: String,
+    /// When, as `2026-11-22`.
+    pub date: String,
+    /// How long it took.
+    pub seconds: f64,
+    pub load_before: String,
+    pub load_after: String,
+    /// Why it is not complete.
+    pub error: Option<String>,
+}
+
 /// All of it.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// `smoke`, `quick` or `full`: only the last one measures.
+    pub scale: String,
+    /// Somebody ended it before it was complete.
+    pub interrupted: bool,
+    /// What was asked for.
     pub figures: Vec<Figure>,
+    /// Figures that were only measured to compare with.
+    pub compared: Vec<Figure>,
+    pub series: Vec<Series>,
     pub verified: Vec<Verified>,
     /// What was not measured, and why.
     pub notes: Vec<String>,
+    pub sections: Vec<Measured>,
     pub machine: Vec<(String, String)>,
 }
 
 impl Report {
-    /// The figures that were asked for, as JSON.
+    /// As JSON.
     pub fn json(&self) -> anyhow::Result<String> {
-        let mut asked_for = self.clone();
-        asked_for.figures.retain(|figure| figure.asked_for);
-        Ok(serde_json::to_string_pretty(&asked_for)?)
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+
+    /// The figure of this name, also one that was only measured to compare with.
+    pub fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().chain(&self.compared).find(|figure| figure.name == name)
+    }
+
+    /// What kept sections from being complete.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.sections.iter().filter_map(|s| Some((s.name.as_str(), s.error.as_deref()?)))
+    }
+
+    /// Adds a sentence for the reader: what was not measured, and why.
+    pub fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
     }
 }
 
@@ -71,41 +98,84 @@ impl fmt::Display for Report {
         for (what, is) in &self.machine {
             writeln!(f, "{what}: {is}")?;
         }
-        let line = |f: &mut fmt::Formatter<'_>, cells: [String; 8]| {
-            let [name, value, spread, of_bare, extra, of_nftables, goal, busy] = cells;
-            writeln!(
-                f,
-                "{name:<24} {value:>11} {spread:>7} {of_bare:>8} {extra:>10} {of_nftables:>12} {goal:>6} {busy:>6}"
-            )
-        };
-        let titles = ["figure", "median", "spread", "of bare", "over bare", "of nftables", "goal", "busy"];
-        writeln!(f)?;
-        line(f, titles.map(str::to_owned))?;
-        let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
-        for figure in &self.figures {
-            let share = |ratio: Option<f64>| or_dash(ratio.map(|ratio| format!("{ratio:.2}")));
-            let percent = |share: Option<f64>| or_dash(share.map(|share| format!("{:.0} %", share * 100.0)));
-            let value = match figure.unit {
-                "Mpps" => format!("{:.3} Mpps", figure.value),
-                unit => format!("{:.0} {unit}", figure.value),
-            };
-            let cells = [
-                figure.name.clone(),
-                value,
-                percent(Some(figure.spread)),
-                share(figure.ratio_to_limit),
-                or_dash(figure.extra_ns.map(|ns| format!("{ns:.0} ns"))),
-                share(figure.ratio_to_nftables),
-                share(figure.goal),
-                percent(figure.busy),
-            ];
-            line(f, cells)?;
+        for section in &self.sections {
+            let figures = || self.figures.iter().chain(&self.compared).filter(|x| x.section == section.name);
+            writeln!(f, "\n{} ({:.0} s)", section.title, section.seconds)?;
+            if figures().next().is_some() {
+                line(f, TITLES.map(str::to_owned))?;
+            }
+            for figure in figures() {
+                line(f, cells(figure))?;
+            }
+            if let Some(error) = &section.error {
+                writeln!(f, "FAILED: {error}")?;
+            }
         }
         for note in &self.notes {
             writeln!(f, "\n{note}")?;
         }
+        if self.interrupted {
+            writeln!(f, "\nINTERRUPTED: this is what was measured until then, and no more.")?;
+        }
         Ok(())
     }
+}
+
+/// Of the table that [`cells`] fills.
+pub(super) const TITLES: [&str; 10] =
+    ["figure", "median", "spread", "of limit", "over limit", "of nftables", "must", "goal", "met", "busy"];
+
+fn line(f: &mut fmt::Formatter<'_>, cells: [String; 10]) -> fmt::Result {
+    let [name, value, spread, of_limit, extra, of_nftables, must, goal, met, busy] = cells;
+    writeln!(
+        f,
+        "{name:<28} {value:>14} {spread:>7} {of_limit:>8} {extra:>10} {of_nftables:>11} {must:>6} {goal:>6} {met:>6} {busy:>6}"
+    )
+}
+
+/// A figure as a line of a table.
+pub(super) fn cells(figure: &Figure) -> [String; 10] {
+    let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+    let share = |ratio: Option<f64>| or_dash(ratio.map(short));
+    let percent = |share: Option<f64>| or_dash(share.map(|share| format!("{:.0} %", share * 100.0)));
+    [
+        figure.name.clone(),
+        value(figure),
+        percent(Some(figure.spread)),
+        share(figure.ratio_to_limit),
+        or_dash(figure.extra_ns.map(|ns| format!("{ns:.0} ns"))),
+        share(figure.ratio_to_nftables),
+        share(figure.must),
+        share(figure.goal),
+        or_dash(figure.met.map(|met| met_word(met).to_owned())),
+        percent(figure.busy),
+    ]
+}
+
+/// The value with its unit.
+pub(super) fn value(figure: &Figure) -> String {
+    let digits = match figure.value.abs() {
+        0.0 => 0,
+        v if v < 1.0 => 4,
+        v if v < 100.0 => 3,
+        v if v < 1000.0 => 1,
+        _ => 0,
+    };
+    format!("{:.digits$} {}", figure.value, figure.unit)
+}
+
+/// `goal`, `must` or `MISSED`.
+pub(super) fn met_word(met: Met) -> &'static str {
+    match met {
+        Met::Goal => "goal",
+        Met::Must => "must",
+        Met::Missed => "MISSED",
+    }
+}
+
+/// A ratio or a limit in few characters.
+pub(super) fn short(number: f64) -> String {
+    if number >= 10.0 { format!("{number:.0}") } else { format!("{number:.2}") }
 }
 
 /// What the numbers depend on besides the code.
@@ -114,6 +184,8 @@ pub(super) fn machine() -> Vec<(String, String)> {
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let processors = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let virtual_machine =
+        cpuinfo.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
     let mut mitigations = String::new();
     for name in ["spectre_v2", "spec_rstack_overflow", "retbleed", "mds"] {
         let state = read(&format!("/sys/devices/system/cpu/vulnerabilities/{name}"));
@@ -122,14 +194,41 @@ pub(super) fn machine() -> Vec<(String, String)> {
             let _ = write!(mitigations, "{separator}{name}: {state}");
         }
     }
+    let kind = if virtual_machine { " (virtual machine)" } else { "" };
     [
+        ("date", today()),
         ("kernel", read("/proc/sys/kernel/osrelease")),
-        ("processor", format!("{processors} x {}", model.trim_start_matches([' ', '\t', ':']))),
+        ("processor", format!("{processors} x {}{kind}", model.trim_start_matches([' ', '\t', ':']))),
+        ("shared cache", read("/sys/devices/system/cpu/cpu0/cache/index3/size")),
         ("mitigations", mitigations),
-        ("load average before", load_average()),
     ]
     .map(|(what, is)| (what.to_owned(), is))
     .into()
+}
+
+/// How many want to run, over one, five and fifteen minutes.
+pub(super) fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// The day in UTC, as `2026-11-22`.
+pub(super) fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = date(seconds / 86_400);
+    format!("{year}-{month:02}-{day:02}")
+}
+
+/// Year, month and day of a number of days after 1 January 1970 (Howard Hinnant, "chrono-compatible low-level date
+/// algorithms", `civil_from_days`).
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (era * 400 + year + u64::from(month <= 2), month, of_year - (153 * shifted + 2) / 5 + 1)
 }
 
 #[cfg(test)]
@@ -137,28 +236,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_has_what_was_asked_for_and_the_table_what_was_measured() {
-        let figure = |name: &str, asked_for| Figure {
-            name: name.to_owned(),
-            value: 1.25,
-            unit: "Mpps",
-            rounds: 1,
-            spread: 0.0,
-            busy: None,
-            ratio_to_limit: Some(0.5),
-            ratio_to_nftables: None,
-            extra_ns: None,
-            must: None,
-            goal: None,
-            samples: vec![1.25],
-            asked_for,
-        };
-        let figures = vec![figure("established_1k", true), figure("nft_1k", false)];
-        let report = Report { figures, ..Report::default() };
+    fn an_interrupted_report_says_so_to_people_and_to_programs() {
+        let mut report = Report { interrupted: true, ..Report::default() };
+        report.figures.push(Figure::once("established_1k", "Mpps", 1.25));
         let json: serde_json::Value =
             serde_json::from_str(&report.json().expect("serialises")).expect("is JSON");
         assert_eq!(json["figures"].as_array().map(Vec::len), Some(1));
-        assert_eq!(json["figures"][0]["ratio_to_limit"], 0.5);
-        assert!(report.to_string().contains("nft_1k"));
+        assert_eq!(json["interrupted"], true);
+        assert!(report.to_string().contains("INTERRUPTED"));
+    }
+
+    #[test]
+    fn days_become_dates() {
+        assert_eq!(
+            [0, 59, 11_016, 20_779].map(date),
+            [(1970, 1, 1), (1970, 3, 1), (2000, 2, 29), (2026, 11, 22)]
+        );
     }
 }

@@ -92,6 +92,9 @@ pub(super) enum Links {
     /// The same, but what the gateway sends is also received on the gateway's processor: there is no thread to be
     /// woken between a packet's arrival and the socket that waits for it.
     Direct,
+    /// The same devices, but nothing is a thread: what is sent is polled, forwarded and received where it was sent. One
+    /// processor does it all.
+    Alone,
     /// As a container runtime leaves them: offloads on, nobody polls, a packet is the sender's work all the way.
     Container,
 }

@@ -4,11 +4,34 @@ use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::flow::{Ctl, LIVE, hash, places};
 use portcullis_common::layout::{BUCKET_SLOTS, Bucket, FlowKey, HalfRecord, KIND_FLOW};
 
+use super::established::measure_kinds;
 use super::layout::{
     Entry, FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, GUESTS, SOCKETS, TABLE_IDLE,
     TABLE_NETWORK, Table,
 };
+use super::options::Options;
+use super::plan::{Kind, Size};
+use super::report::Report;
 use super::rig::{DESTINATION, Rig, UPLINK, network_order};
+use super::section::Section;
+
+pub(super) const SECTION: Section = Section {
+    name: "tables",
+    title: "Which flow table: a minimal NAT over a kernel hash and over records",
+    figures,
+    measure,
+};
+
+const KINDS: [Kind; 4] = [Kind::Bare, Kind::Xdp, Kind::TableHash, Kind::TableRecords];
+
+fn figures() -> Vec<String> {
+    let of = |size| [Kind::TableHash, Kind::TableRecords].map(|kind| kind.figure(size));
+    Size::ALL.into_iter().flat_map(of).collect()
+}
+
+fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    measure_kinds(&KINDS, options, report)
+}
 
 /// Sockets' ports after translation begin here.
 const FIRST_NEW_PORT: u32 = 40_000;

@@ -5,7 +5,7 @@ use std::time::Duration;
 fn spec(gate: Gate) -> RoadSpec {
     RoadSpec {
         gate,
-        links: Links::Split,
+        links: match std::env::var("L").as_deref() { Ok("d") => Links::Direct, Ok("a") => Links::Alone, _ => Links::Split },
         guests: 64,
         ports: 1000,
         max_flows: 1 << 20,
