@@ -38,8 +38,8 @@ mod run;
 mod section;
 mod statistics;
 mod table;
-#[cfg(test)]
-mod try_it;
+mod tcp_crr;
+mod turns;
 
 pub use command::{Arguments, execute};
 pub use figure::{Better, By, Figure, Met};
