@@ -20,12 +20,15 @@ mod established;
 mod figure;
 mod generator;
 mod groups;
+mod guests;
+mod latency;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
 mod layout;
 mod napi;
 mod nftables;
+mod occupancy;
 mod options;
 mod plan;
 mod policy;
@@ -38,6 +41,7 @@ mod run;
 mod section;
 mod statistics;
 mod table;
+mod tcp_bulk;
 mod tcp_crr;
 mod turns;
 

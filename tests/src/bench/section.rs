@@ -3,7 +3,7 @@
 use anyhow::bail;
 
 use super::{Options, Report};
-use super::{established, groups, table, tcp_crr};
+use super::{established, groups, guests, latency, occupancy, table, tcp_bulk, tcp_crr};
 
 /// A part of the bench that is measured by itself, in namespaces of its own.
 pub(super) struct Section {
@@ -20,8 +20,16 @@ pub(super) struct Section {
 }
 
 /// All sections, in the order they are measured.
-pub(super) const SECTIONS: &[Section] =
-    &[established::SECTION, table::SECTION, groups::SECTION, tcp_crr::SECTION];
+pub(super) const SECTIONS: &[Section] = &[
+    established::SECTION,
+    table::SECTION,
+    groups::SECTION,
+    tcp_crr::SECTION,
+    tcp_bulk::SECTION,
+    latency::SECTION,
+    guests::SECTION,
+    occupancy::SECTION,
+];
 
 /// The figures that a reader is promised, in the order of the table of `docs/performance.md`.
 pub const REQUIRED: [&str; 14] = [

@@ -1,0 +1,199 @@
+//! One bulk TCP stream from a guest on a veth as a container runtime leaves it: offloads on, the far ends untouched.
+//!
+//! The gateway's work on a segment of 64 KiB is one packet's work, and is done in the sender's call; so the stream is made as
+//! cheap as can be besides: pages are sent from a file in memory and thrown away by the receiver, and neither copies a byte.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
+
+use super::figure::{Better, By, Figure};
+use super::napi;
+use super::options::Options;
+use super::report::{Report, Verified};
+use super::road::{Gate, Links, Road, RoadSpec, SERVERS};
+use super::section::Section;
+use super::turns::{column, in_turns};
+use crate::stop;
+
+pub(super) const SECTION: Section = Section {
+    name: "tcp_bulk",
+    title: "One bulk TCP stream from a veth with its offloads",
+    figures,
+    measure,
+};
+
+const GATES: [Gate; 3] = [Gate::Forwarding, Gate::Nftables, Gate::Tc];
+const PORT: u16 = 5201;
+/// What one call sends or takes, bytes.
+const PIECE: usize = 1 << 20;
+/// How long either end waits for the other before the stream has failed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Behind TCP's slow start.
+const LEAST_RAMP: Duration = Duration::from_millis(20);
+
+fn figures() -> Vec<String> {
+    vec![name(Gate::Tc).to_owned()]
+}
+
+const fn name(gate: Gate) -> &'static str {
+    match gate {
+        Gate::Forwarding => "forwarding_tcp_bulk",
+        Gate::Nftables => "nft_tcp_bulk",
+        Gate::Xdp => "tcp_bulk_xdp",
+        Gate::Tc => "tcp_bulk_tc",
+    }
+}
+
+fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let mut roads = Vec::new();
+    for gate in GATES {
+        options.tell(&format!("building the namespaces for {}", gate.title()));
+        let road = Road::build(&RoadSpec {
+            gate,
+            links: Links::Container,
+            guests: 1,
+            ports: 0,
+            max_flows: 4096,
+            extra: String::new(),
+        })?;
+        report.verified.push(inspect(&road).with_context(|| gate.title())?);
+        roads.push(road);
+    }
+    let (rounds, outcome) = in_turns(options, "bulk TCP", &mut roads, |road| {
+        let stream = stream(road, options.ramp.max(LEAST_RAMP), options.turn());
+        let stream = stream.with_context(|| road.gate.title())?;
+        Ok([stream.bytes as f64 * 8.0 / stream.seconds / 1e9])
+    });
+    if rounds.iter().all(|rounds| !rounds.is_empty()) {
+        let [forwarding, nftables] = [0, 1].map(|gate: usize| column(&rounds[gate], 0));
+        for (gate, rounds) in GATES.into_iter().zip(&rounds) {
+            let mut figure = Figure::from_samples(name(gate), "Gbit/s", &column(rounds, 0))
+                .ratio_to_limit_of("the kernel's forwarding without rules", &forwarding)
+                .ratio_to_nftables_of(&nftables);
+            if gate == Gate::Tc {
+                figure = figure.must(By::RatioToNftables, Better::More, 1.0, 1.2);
+            }
+            report.figures.push(figure);
+        }
+    }
+    outcome
+}
+
+/// A stream that arrives whole, under the address it should, in segments larger than the wire's.
+fn inspect(road: &Road) -> anyhow::Result<Verified> {
+    let before = road.forwarded()?;
+    let stream = stream(road, LEAST_RAMP, LEAST_RAMP)?;
+    let packets = road.forwarded()? - before;
+    let each = stream.all_bytes / packets.max(1);
+    ensure!(each > 1500, "{packets} packets for {} bytes: the offloads are off", stream.all_bytes);
+    Ok(Verified {
+        figure: name(road.gate).to_owned(),
+        live_flows: 1,
+        sent: packets as u32,
+        seen: packets,
+        translated: if road.gate == Gate::Forwarding { 0 } else { packets },
+    })
+}
+
+/// What the receiver got.
+struct Stream {
+    /// While it was measured.
+    bytes: u64,
+    seconds: f64,
+    all_bytes: u64,
+}
+
+/// Sends from the first guest, on the first processor, to the server, on the last.
+fn stream(road: &Road, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
+    let (sending, receiving) = napi::processors();
+    let destination = SocketAddr::from((SERVERS[0], PORT));
+    let listener = road.server.enter(|| TcpListener::bind(destination)).context("listening")?;
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            // The sender must not wait for a receiver that has failed.
+            let received =
+                napi::pin_this_thread(receiving).and_then(|()| receive(road, &listener, ramp, window));
+            enough.store(true, Relaxed);
+            received
+        });
+        let sent = road.client.enter(|| {
+            napi::pin_this_thread(sending)?;
+            send(destination, &enough)
+        });
+        let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        stop::check()?;
+        sent.context("sending")?;
+        received.context("receiving")
+    })
+}
+
+fn receive(road: &Road, listener: &TcpListener, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
+    listener.set_nonblocking(true)?;
+    let begin = Instant::now();
+    let (stream, peer) = loop {
+        match listener.accept() {
+            Ok(accepted) => break accepted,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
+                stop::check()?;
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error).context("nobody connected"),
+        }
+    };
+    let wanted = road.gate.seen_as(Road::guest(0));
+    ensure!(peer.ip() == wanted, "the stream comes from {peer} instead of {wanted}");
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut all_bytes = 0;
+    let mut until = |end: Instant| -> anyhow::Result<u64> {
+        let mut bytes = 0;
+        while Instant::now() < end {
+            stop::check()?;
+            match discard(&stream)? {
+                0 => anyhow::bail!("the stream ended after {} bytes", all_bytes + bytes),
+                some => bytes += some,
+            }
+        }
+        all_bytes += bytes;
+        Ok(bytes)
+    };
+    until(Instant::now() + ramp)?;
+    let begin = Instant::now();
+    let bytes = until(begin + window)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(Stream { bytes, seconds, all_bytes })
+}
+
+/// Takes what is there, and copies nothing.
+fn discard(stream: &TcpStream) -> io::Result<u64> {
+    // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer, tcp(7).
+    let taken = unsafe { libc::recv(stream.as_raw_fd(), ptr::null_mut(), PIECE, libc::MSG_TRUNC) };
+    u64::try_from(taken).map_err(|_| io::Error::last_os_error())
+}
+
+fn send(destination: SocketAddr, enough: &AtomicBool) -> anyhow::Result<()> {
+    let pages: OwnedFd = memfd_create(c"bench-bulk", MFdFlags::MFD_CLOEXEC)?;
+    ftruncate(&pages, PIECE as i64)?;
+    let stream = TcpStream::connect_timeout(&destination, PATIENCE)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    while !enough.load(Relaxed) {
+        let mut offset = 0;
+        // SAFETY: both descriptors are open, and the kernel advances one offset, which is ours.
+        let sent = unsafe { libc::sendfile(stream.as_raw_fd(), pages.as_raw_fd(), &raw mut offset, PIECE) };
+        // The receiver ends it.
+        if sent < 0 && !enough.load(Relaxed) {
+            return Err(io::Error::last_os_error()).context("sendfile");
+        }
+    }
+    Ok(())
+}
