@@ -16,6 +16,7 @@ use super::options::Options;
 use super::report::{Report, Verified};
 use super::road::{Gate, Links, NOBODY, Road, RoadSpec, SERVERS};
 use super::section::Section;
+use super::statistics::median;
 use super::turns::{column, in_turns};
 use crate::random::Random;
 use crate::stop;
@@ -74,7 +75,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     ));
     let (rounds, outcome) = in_turns(options, "latency", &mut ends, |ends| {
         let heard = ends.ping(rate, options.ramp, options.turn()).with_context(|| ends.road.gate.title())?;
-        Ok([heard.percentile(0.5), heard.percentile(0.99)])
+        Ok([heard.percentile(0.5), heard.percentile(0.99), heard.busy])
     });
     if rounds.iter().all(|rounds| !rounds.is_empty()) {
         for (value, percent) in [50, 99].into_iter().enumerate() {
@@ -86,6 +87,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
                 if gate.is_portcullis() {
                     figure = figure.must(By::RatioToNftables, Better::Less, 1.0, 0.95);
                 }
+                figure.busy = median(&column(rounds, 2));
                 report.figures.push(figure);
             }
         }
@@ -107,6 +109,8 @@ struct Ends {
 /// Round trips in microseconds, ascending.
 struct Heard {
     spans: Vec<f64>,
+    /// Share of the time that the gateway's threads were running.
+    busy: f64,
 }
 
 impl Heard {
@@ -200,7 +204,7 @@ impl Ends {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let (mut spans, mut lost, mut strangers) = (Vec::new(), 0u64, 0u64);
             let (mut number, mut asked): (u64, Option<Instant>) = (0, None);
-            let begin = Instant::now();
+            let (begin, busy) = (Instant::now(), road.gateway_time()?);
             let (mut due, mut next_ping) = (begin, begin);
             loop {
                 let now = Instant::now();
@@ -248,6 +252,7 @@ impl Ends {
                     },
                 }
             }
+            let busy = (road.gateway_time()? - busy).as_secs_f64() / begin.elapsed().as_secs_f64();
             ensure!(!spans.is_empty(), "no ping was answered, {lost} are lost");
             ensure!(
                 (lost as f64) <= 1.0 + spans.len() as f64 * TOLERATED,
@@ -255,7 +260,7 @@ impl Ends {
                 lost as usize + spans.len()
             );
             spans.sort_by(f64::total_cmp);
-            Ok(Heard { spans })
+            Ok(Heard { spans, busy })
         })
     }
 }
@@ -287,8 +292,8 @@ mod tests {
 
     #[test]
     fn a_percentile_is_one_of_the_round_trips() {
-        let heard = Heard { spans: (0..1000).map(f64::from).collect() };
+        let heard = Heard { spans: (0..1000).map(f64::from).collect(), busy: 0.0 };
         assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| heard.percentile(share)), [0.0, 500.0, 990.0, 999.0]);
-        assert_eq!(Heard { spans: Vec::new() }.percentile(0.5), 0.0);
+        assert_eq!(Heard { spans: Vec::new(), busy: 0.0 }.percentile(0.5), 0.0);
     }
 }

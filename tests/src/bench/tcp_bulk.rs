@@ -112,6 +112,15 @@ struct Stream {
     all_bytes: u64,
 }
 
+/// Tells the sender, however the receiver ends: it must not wait for one that has failed.
+struct Tell<'a>(&'a AtomicBool);
+
+impl Drop for Tell<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Sends from the first guest, on the first processor, to the server, on the last.
 fn stream(road: &Road, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
     let (sending, receiving) = napi::processors();
@@ -120,11 +129,9 @@ fn stream(road: &Road, ramp: Duration, window: Duration) -> anyhow::Result<Strea
     let enough = AtomicBool::new(false);
     thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            // The sender must not wait for a receiver that has failed.
-            let received =
-                napi::pin_this_thread(receiving).and_then(|()| receive(road, &listener, ramp, window));
-            enough.store(true, Relaxed);
-            received
+            let _told = Tell(&enough);
+            napi::pin_this_thread(receiving)?;
+            receive(road, &listener, &enough, ramp, window)
         });
         let sent = road.client.enter(|| {
             napi::pin_this_thread(sending)?;
@@ -137,7 +144,13 @@ fn stream(road: &Road, ramp: Duration, window: Duration) -> anyhow::Result<Strea
     })
 }
 
-fn receive(road: &Road, listener: &TcpListener, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
+fn receive(
+    road: &Road,
+    listener: &TcpListener,
+    enough: &AtomicBool,
+    ramp: Duration,
+    window: Duration,
+) -> anyhow::Result<Stream> {
     listener.set_nonblocking(true)?;
     let begin = Instant::now();
     let (stream, peer) = loop {
@@ -171,6 +184,8 @@ fn receive(road: &Road, listener: &TcpListener, ramp: Duration, window: Duration
     let begin = Instant::now();
     let bytes = until(begin + window)?;
     let seconds = begin.elapsed().as_secs_f64();
+    // Before the socket is closed, whereupon sending fails.
+    enough.store(true, Relaxed);
     Ok(Stream { bytes, seconds, all_bytes })
 }
 
