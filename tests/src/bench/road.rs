@@ -261,6 +261,10 @@ impl Road {
         [inside_mac, outside_mac, _, server_mac]: [Mac; 4],
     ) -> anyhow::Result<()> {
         let (inside_mac, outside_mac) = (mac_text(inside_mac), mac_text(outside_mac));
+        // Not whatever the machine prefers: BBR paces by timers, which would measure those. This one is in every kernel.
+        for end in [&self.client, &self.server] {
+            end.set_sysctl("net.ipv4.tcp_congestion_control", "reno")?;
+        }
         let mut lines = String::new();
         for guest in self.guests() {
             let _ = writeln!(lines, "address add {guest}/21 dev {near}");

@@ -2,6 +2,7 @@
 //!
 //! The gateway's work on a segment of 64 KiB is one packet's work, and is done in the sender's call; so the stream is made as
 //! cheap as can be besides: pages are sent from a file in memory and thrown away by the receiver, and neither copies a byte.
+//! Congestion control is reno, see [`super::road`].
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -40,16 +41,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Behind TCP's slow start.
 const LEAST_RAMP: Duration = Duration::from_millis(20);
 
-fn figures() -> Vec<String> {
-    vec![name(Gate::Tc).to_owned()]
+/// Where the two ends run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Placement {
+    /// Sender and receiver on a processor each; what the sender's calls cause is on the sender's, acknowledgements often on
+    /// the receiver's.
+    Two,
+    /// Everything on the first: the sum of all work, without any waiting for another processor.
+    One,
 }
 
-const fn name(gate: Gate) -> &'static str {
-    match gate {
+const PLACEMENTS: [Placement; 2] = [Placement::Two, Placement::One];
+
+fn figures() -> Vec<String> {
+    PLACEMENTS.map(|placement| name(Gate::Tc, placement)).into()
+}
+
+fn name(gate: Gate, placement: Placement) -> String {
+    let stem = match gate {
         Gate::Forwarding => "forwarding_tcp_bulk",
         Gate::Nftables => "nft_tcp_bulk",
         Gate::Xdp => "tcp_bulk_xdp",
         Gate::Tc => "tcp_bulk_tc",
+    };
+    match placement {
+        Placement::Two => stem.to_owned(),
+        Placement::One => format!("{stem}_one_core"),
     }
 }
 
@@ -69,20 +86,27 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         roads.push(road);
     }
     let (rounds, outcome) = in_turns(options, "bulk TCP", &mut roads, |road| {
-        let stream = stream(road, options.ramp.max(LEAST_RAMP), options.turn());
-        let stream = stream.with_context(|| road.gate.title())?;
-        Ok([stream.bytes as f64 * 8.0 / stream.seconds / 1e9])
+        let mut rates = [0.0; 2];
+        for (rate, placement) in rates.iter_mut().zip(PLACEMENTS) {
+            let stream = stream(road, placement, options.ramp.max(LEAST_RAMP), options.turn() / 2);
+            let stream = stream.with_context(|| road.gate.title())?;
+            *rate = stream.bytes as f64 * 8.0 / stream.seconds / 1e9;
+        }
+        Ok(rates)
     });
     if rounds.iter().all(|rounds| !rounds.is_empty()) {
-        let [forwarding, nftables] = [0, 1].map(|gate: usize| column(&rounds[gate], 0));
-        for (gate, rounds) in GATES.into_iter().zip(&rounds) {
-            let mut figure = Figure::from_samples(name(gate), "Gbit/s", &column(rounds, 0))
-                .ratio_to_limit_of("the kernel's forwarding without rules", &forwarding)
-                .ratio_to_nftables_of(&nftables);
-            if gate == Gate::Tc {
-                figure = figure.must(By::RatioToNftables, Better::More, 1.0, 1.2);
+        for (value, placement) in PLACEMENTS.into_iter().enumerate() {
+            let [forwarding, nftables] = [0, 1].map(|gate: usize| column(&rounds[gate], value));
+            for (gate, rounds) in GATES.into_iter().zip(&rounds) {
+                let mut figure =
+                    Figure::from_samples(name(gate, placement), "Gbit/s", &column(rounds, value))
+                        .ratio_to_limit_of("the kernel's forwarding without rules", &forwarding)
+                        .ratio_to_nftables_of(&nftables);
+                if gate == Gate::Tc {
+                    figure = figure.must(By::RatioToNftables, Better::More, 1.0, 1.2);
+                }
+                report.figures.push(figure);
             }
-            report.figures.push(figure);
         }
     }
     outcome
@@ -91,12 +115,12 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 /// A stream that arrives whole, under the address it should, in segments larger than the wire's.
 fn inspect(road: &Road) -> anyhow::Result<Verified> {
     let before = road.forwarded()?;
-    let stream = stream(road, LEAST_RAMP, LEAST_RAMP)?;
+    let stream = stream(road, Placement::Two, LEAST_RAMP, LEAST_RAMP)?;
     let packets = road.forwarded()? - before;
     let each = stream.all_bytes / packets.max(1);
     ensure!(each > 1500, "{packets} packets for {} bytes: the offloads are off", stream.all_bytes);
     Ok(Verified {
-        figure: name(road.gate).to_owned(),
+        figure: name(road.gate, Placement::Two),
         live_flows: 1,
         sent: packets as u32,
         seen: packets,
@@ -121,9 +145,10 @@ impl Drop for Tell<'_> {
     }
 }
 
-/// Sends from the first guest, on the first processor, to the server, on the last.
-fn stream(road: &Road, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
-    let (sending, receiving) = napi::processors();
+/// Sends from the first guest to the server.
+fn stream(road: &Road, placement: Placement, ramp: Duration, window: Duration) -> anyhow::Result<Stream> {
+    let (sending, other) = napi::processors();
+    let receiving = if placement == Placement::Two { other } else { sending };
     let destination = SocketAddr::from((SERVERS[0], PORT));
     let listener = road.server.enter(|| TcpListener::bind(destination)).context("listening")?;
     let enough = AtomicBool::new(false);
