@@ -1,8 +1,13 @@
 //! The bench's sections with real sockets, and its series of growth, on their smallest run: that they measure what they say, not
 //! how fast that is.
 
+use std::sync::{Mutex, PoisonError};
+
 use portcullis_tests::bench::{Options, Report, run};
 use portcullis_tests::lab::why_unavailable;
+
+/// One at a time: they have threads that let nobody else run on a processor.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn smoke(section: &str) -> Option<Report> {
     if let Some(reason) = why_unavailable() {

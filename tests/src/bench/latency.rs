@@ -38,8 +38,8 @@ const LOST: Duration = Duration::from_millis(5);
 const PAUSE_NANOSECONDS: usize = 30_000;
 /// Background that is late is made up for in bursts of no more than this many.
 const BURST: u32 = 4;
-/// Of pings; more than these few are an error: half load loses nothing.
-const TOLERATED: f64 = 0.001;
+/// Of pings; more than these few are an error: half load loses nothing. (In a test other tests may have the processor.)
+const TOLERATED: [f64; 3] = [0.2, 0.001, 0.001];
 
 fn figures() -> Vec<String> {
     let of = |gate: Gate| [50, 99].map(|percent| name(gate, percent));
@@ -73,8 +73,17 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
          the same way",
         rate, most
     ));
+    let [smoke, quick, full] = TOLERATED;
+    let tolerated = options.scale.pick(smoke, quick, full);
     let (rounds, outcome) = in_turns(options, "latency", &mut ends, |ends| {
         let heard = ends.ping(rate, options.ramp, options.turn()).with_context(|| ends.road.gate.title())?;
+        let share = heard.lost as f64 / (heard.lost as usize + heard.spans.len()) as f64;
+        ensure!(
+            heard.lost <= 1 || share <= tolerated,
+            "{}: {} of the pings were lost",
+            ends.road.gate.title(),
+            heard.lost
+        );
         Ok([heard.percentile(0.5), heard.percentile(0.99), heard.busy])
     });
     if rounds.iter().all(|rounds| !rounds.is_empty()) {
@@ -109,6 +118,8 @@ struct Ends {
 /// Round trips in microseconds, ascending.
 struct Heard {
     spans: Vec<f64>,
+    /// Pings that were given up.
+    lost: u64,
     /// Share of the time that the gateway's threads were running.
     busy: f64,
 }
@@ -202,7 +213,7 @@ impl Ends {
             napi::pin_this_thread(napi::processors().0)?;
             let gap = Duration::from_secs_f64(1.0 / rate);
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
-            let (mut spans, mut lost, mut strangers) = (Vec::new(), 0u64, 0u64);
+            let (mut spans, mut lost) = (Vec::new(), 0u64);
             let (mut number, mut asked): (u64, Option<Instant>) = (0, None);
             let (begin, busy) = (Instant::now(), road.gateway_time()?);
             let (mut due, mut next_ping) = (begin, begin);
@@ -243,7 +254,7 @@ impl Ends {
                             next_ping = now + Duration::from_nanos(random.below(PAUSE_NANOSECONDS) as u64);
                         }
                         // One that was given up for lost.
-                        Ok(_) => strangers += 1,
+                        Ok(_) => {}
                         Err(_) if now.saturating_duration_since(since) > LOST => {
                             lost += 1;
                             asked = None;
@@ -254,13 +265,8 @@ impl Ends {
             }
             let busy = (road.gateway_time()? - busy).as_secs_f64() / begin.elapsed().as_secs_f64();
             ensure!(!spans.is_empty(), "no ping was answered, {lost} are lost");
-            ensure!(
-                (lost as f64) <= 1.0 + spans.len() as f64 * TOLERATED,
-                "{lost} of {} pings are lost, {strangers} of them came late",
-                lost as usize + spans.len()
-            );
             spans.sort_by(f64::total_cmp);
-            Ok(Heard { spans, busy })
+            Ok(Heard { spans, lost, busy })
         })
     }
 }
@@ -292,8 +298,8 @@ mod tests {
 
     #[test]
     fn a_percentile_is_one_of_the_round_trips() {
-        let heard = Heard { spans: (0..1000).map(f64::from).collect(), busy: 0.0 };
+        let heard = Heard { spans: (0..1000).map(f64::from).collect(), lost: 0, busy: 0.0 };
         assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| heard.percentile(share)), [0.0, 500.0, 990.0, 999.0]);
-        assert_eq!(Heard { spans: Vec::new(), busy: 0.0 }.percentile(0.5), 0.0);
+        assert_eq!(Heard { spans: Vec::new(), lost: 0, busy: 0.0 }.percentile(0.5), 0.0);
     }
 }
