@@ -11,6 +11,7 @@ pub mod lab;
 pub mod lan;
 pub mod ledger;
 pub mod model;
+pub mod occupancy;
 pub mod quickstart;
 pub mod random;
 pub mod release;

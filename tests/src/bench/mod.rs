@@ -16,6 +16,7 @@
 mod candidate;
 mod command;
 mod conntrack;
+mod cycles;
 mod deny;
 mod document;
 mod established;
@@ -23,7 +24,9 @@ mod figure;
 mod gateway;
 mod generator;
 mod groups;
+mod guests;
 mod instructions;
+mod latency;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
@@ -31,6 +34,7 @@ mod layout;
 mod napi;
 mod netfilter;
 mod new_flow;
+mod occupancy;
 mod options;
 mod plan;
 mod plot;
@@ -39,12 +43,16 @@ mod portcullis;
 mod programs;
 mod report;
 mod rig;
+mod road;
 mod rules;
 mod run;
 mod section;
 mod stages;
 mod statistics;
 mod table;
+mod tcp_bulk;
+mod tcp_crr;
+mod turns;
 
 pub use command::{Arguments, execute};
 pub use figure::{Better, By, Figure, Met};

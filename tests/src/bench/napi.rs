@@ -41,6 +41,12 @@ impl NapiThread {
         prefer(self.0)
     }
 
+    /// The same before everybody else on the machine, as [`pin_this_thread`].
+    pub fn pin_first(self, processor: usize) -> anyhow::Result<()> {
+        pin(self.0, processor)?;
+        first_in_first_out(self.0)
+    }
+
     /// Time it has been running, by the scheduler.
     pub fn run_time(self) -> anyhow::Result<Duration> {
         let path = format!("/proc/{}/schedstat", self.0);
@@ -72,11 +78,17 @@ pub(super) fn processors() -> (usize, usize) {
 /// nice value only counts among the threads of one terminal.
 pub(super) fn pin_this_thread(processor: usize) -> anyhow::Result<()> {
     pin(Pid::from_raw(0), processor)?;
+    first_in_first_out(Pid::from_raw(0))
+}
+
+fn first_in_first_out(thread: Pid) -> anyhow::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameters live for the call; 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    let result =
+        unsafe { libc::sched_setscheduler(thread.as_raw(), libc::SCHED_FIFO, &raw const parameters) };
     if result != 0 {
-        return Err(io::Error::last_os_error()).context("sched_setscheduler of the generator's thread");
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("sched_setscheduler of thread {thread}"));
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 use anyhow::bail;
 
 use super::{Options, Report};
-use super::{deny, established, groups, new_flow, stages, table};
+use super::{
+    deny, established, groups, guests, latency, new_flow, occupancy, stages, table, tcp_bulk, tcp_crr,
+};
 
 /// A part of the bench that is measured by itself, in namespaces of its own.
 pub(super) struct Section {
@@ -25,7 +27,12 @@ pub(super) const SECTIONS: &[Section] = &[
     established::SECTION,
     new_flow::SECTION,
     deny::SECTION,
+    tcp_crr::SECTION,
+    tcp_bulk::SECTION,
+    latency::SECTION,
     stages::SECTION,
+    guests::SECTION,
+    occupancy::SECTION,
     table::SECTION,
     groups::SECTION,
 ];
