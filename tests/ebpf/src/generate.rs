@@ -9,7 +9,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::frame::{self, Headers, fold, words};
 use crate::layout::{
     FIRST_DESTINATION_PORT, FIRST_GUEST, FIRST_SOURCE_PORT, FRAME_BYTES, GUEST_MAC, GUESTS, Generator,
-    PATIENCE_NS, PICK_RANDOM, Picked, SENT_TTL, SOCKETS, WINDOW,
+    PATIENCE_NS, PICK_RANDOM, Picked, SENT_TTL, SOCKETS, TCP, UDP, WINDOW,
 };
 use crate::sink::ARRIVED;
 
@@ -21,11 +21,13 @@ pub static PICKED: PerCpuArray<Picked, 1> = PerCpuArray::new();
 
 const IP_LENGTH: u16 = (FRAME_BYTES - 14) as u16;
 const UDP_LENGTH: u16 = IP_LENGTH - 20;
-const UDP: u16 = 17;
+/// Header of TCP without options; nothing is in it.
+const TCP_LENGTH: u16 = 20;
+const SYN: u16 = 0x5002;
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// Frames come back with what the last program wrote into them, so every field is written anew. The payload is never
-/// touched by anyone and stays zero.
+/// Frames come back with what the last program wrote into them, so every field is written anew. What follows the headers
+/// is never touched by anyone and stays zero: a datagram's payload, or padding.
 #[xdp]
 pub fn pcb_generate(ctx: XdpContext) -> u32 {
     match generate(&ctx) {
@@ -45,6 +47,9 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     let flow = unsafe { pick(&mut *picked, told)? } & told.flow_mask;
     // SAFETY: `headers` checked the bounds.
     write(unsafe { &mut *headers }, told, flow);
+    if told.protocol == TCP {
+        make_syn(ctx)?;
+    }
     Some(told.ifindex)
 }
 
@@ -105,12 +110,13 @@ fn write(headers: &mut Headers, told: &Generator, flow: u32) {
     let source = words((FIRST_GUEST | guest).to_be());
     let destination = words(told.destination);
     let addresses = source[0] as u32 + source[1] as u32 + destination[0] as u32 + destination[1] as u32;
+    let length = if told.protocol == TCP { 20 + TCP_LENGTH } else { IP_LENGTH };
     let ip = [
         0x4500u16.to_be(),
-        IP_LENGTH.to_be(),
+        length.to_be(),
         0,
         DONT_FRAGMENT.to_be(),
-        u16::from_ne_bytes([SENT_TTL, UDP as u8]),
+        u16::from_ne_bytes([SENT_TTL, told.protocol]),
     ];
     let sum = ip[0] as u32 + ip[1] as u32 + ip[3] as u32 + ip[4] as u32 + addresses;
     headers.ip = [ip[0], ip[1], ip[2], ip[3], ip[4], !fold(sum)];
@@ -120,11 +126,46 @@ fn write(headers: &mut Headers, told: &Generator, flow: u32) {
     let source_port = ((FIRST_SOURCE_PORT + (flow & (SOCKETS - 1))) as u16).to_be();
     let destination_port = ((FIRST_DESTINATION_PORT + flow / SOCKETS) as u16).to_be();
     let length = UDP_LENGTH.to_be();
-    let sum =
-        addresses + UDP.to_be() as u32 + 2 * length as u32 + source_port as u32 + destination_port as u32;
+    let sum = addresses
+        + (UDP as u16).to_be() as u32
+        + 2 * length as u32
+        + source_port as u32
+        + destination_port as u32;
     let checksum = !fold(sum);
     headers.source_port = source_port;
     headers.destination_port = destination_port;
     headers.udp_length = length;
     headers.udp_checksum = if checksum == 0 { 0xffff } else { checksum };
 }
+
+/// Turns the datagram into the first segment of a connection: the rest of TCP's header, beginning with the sequence
+/// number where UDP's length is.
+#[inline(always)]
+fn make_syn(ctx: &XdpContext) -> Option<()> {
+    let start = ctx.data();
+    if start + TCP_END > ctx.data_end() {
+        return None;
+    }
+    let word = |at: usize| (start + at) as *mut u16;
+    let mut sum = (TCP as u16).to_be() as u32 + TCP_LENGTH.to_be() as u32;
+    // SAFETY: all between the IP addresses and the end of TCP's header, whose bounds were checked.
+    unsafe {
+        for at in [38, 40, 42, 44, 50, 52] {
+            *word(at) = 0;
+        }
+        *word(46) = SYN.to_be();
+        *word(48) = u16::MAX;
+        let mut at = ADDRESSES;
+        while at < TCP_END {
+            sum += *word(at) as u32;
+            at += 2;
+        }
+        *word(50) = !fold(sum);
+    }
+    Some(())
+}
+
+/// Where the IP addresses begin.
+const ADDRESSES: usize = 26;
+/// Where TCP's header ends.
+const TCP_END: usize = 34 + TCP_LENGTH as usize;

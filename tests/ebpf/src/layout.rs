@@ -18,7 +18,9 @@ pub struct Generator {
     pub destination: u32,
     /// The gateway's hardware address.
     pub gateway_mac: [u8; 6],
-    pub pad: [u8; 2],
+    /// 17: datagrams. 6: SYNs.
+    pub protocol: u8,
+    pub pad: u8,
 }
 
 /// Where the generator stands, per CPU.
@@ -102,6 +104,8 @@ pub struct Expected {
     pub destination: u32,
     /// 1: also add up the checksums, which costs time.
     pub check: u32,
+    /// 1: send every packet back to where it came from, as an answer, instead of dropping it.
+    pub answer: u32,
 }
 
 /// What the sink saw, per CPU.
@@ -112,7 +116,7 @@ pub struct Seen {
     pub packets: u64,
     /// Those under the public address.
     pub translated: u64,
-    /// Those with right IP and UDP checksums and a TTL less one; only counted when asked to check.
+    /// Those with right checksums of IP and of UDP or TCP and a TTL less one; only counted when asked to check.
     pub sound: u64,
     /// Frames that are not the generator's.
     pub other: u64,
@@ -126,6 +130,8 @@ pub const GUEST_MAC: [u8; 6] = [0x02, 0x62, 0x65, 0x6e, 0x63, 0x40];
 pub const SOCKETS: u32 = 1024;
 pub const FIRST_SOURCE_PORT: u32 = 20_000;
 pub const FIRST_DESTINATION_PORT: u32 = 30_000;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 /// Without the checksum that an Ethernet card would add: 64 bytes on the wire with it.
 pub const FRAME_BYTES: usize = 60;
 pub const SENT_TTL: u8 = 64;
@@ -136,6 +142,6 @@ const _: () = {
     assert!(size_of::<Bare>() == 16);
     assert!(size_of::<Table>() == 40);
     assert!(size_of::<Entry>() == 48);
-    assert!(size_of::<Expected>() == 12);
+    assert!(size_of::<Expected>() == 16);
     assert!(size_of::<Seen>() == 32);
 };

@@ -1,12 +1,15 @@
 //! The candidates, each in its own namespaces, all there at once: an idle one costs nothing.
 
+use std::collections::HashMap;
+
 use anyhow::{Context as _, ensure};
 
 use super::layout::{Bare, Seen};
-use super::nftables;
+use super::netfilter::{self, Lists, Netfilter, Tool};
 use super::options::Options;
 use super::plan::{Kind, Size};
-use super::portcullis::Portcullis;
+use super::policy::Groups;
+use super::portcullis::{Portcullis, table_for};
 use super::report::Verified;
 use super::rig::{Rig, Sample, UPLINK};
 use super::table::Filled;
@@ -19,117 +22,118 @@ const TOLERATED: u32 = 10_000;
 /// The same for the bench's own records, whose table is as full as the datapath's is ever meant to be.
 const TOLERATED_IN_RECORDS: u32 = 500;
 
+enum Candidate {
+    /// With nothing that knows flows.
+    Plain(Rig),
+    Netfilter(Netfilter),
+    Portcullis(Portcullis),
+    Table(Filled),
+}
+
+/// Those that are measured with one number of flows.
 pub(super) struct Candidates {
-    bare: Rig,
-    nftables: Rig,
-    portcullis: Portcullis,
-    /// Made anew for each size.
-    hash: Option<Filled>,
-    records: Option<Filled>,
+    size: Size,
+    made: HashMap<Kind, Candidate>,
 }
 
 impl Candidates {
-    pub fn build(options: &Options) -> anyhow::Result<Self> {
-        let largest = Size::Large.flows(options.scale);
-        Ok(Self {
-            bare: bare()?,
-            nftables: nftables::build()?,
-            portcullis: Portcullis::build(largest)?,
-            hash: None,
-            records: None,
-        })
+    pub fn new(size: Size) -> Self {
+        Self { size, made: HashMap::new() }
     }
 
     /// Why a candidate cannot have so many flows here.
-    pub fn limit(&self, kind: Kind, size: Size, options: &Options) -> Option<String> {
-        (kind == Kind::Nftables).then(|| nftables::limit(size.flows(options.scale))).flatten()
+    pub fn limit(kind: Kind, size: Size, options: &Options) -> Option<String> {
+        let flows = size.flows(options.scale);
+        match kind {
+            Kind::Nftables => netfilter::limit(Tool::Nft, flows),
+            Kind::Iptables => netfilter::limit(Tool::Iptables, flows),
+            _ => None,
+        }
     }
 
-    /// Makes a candidate know the flows, and looks at what it does to their packets.
-    pub fn open(&mut self, kind: Kind, size: Size, options: &Options) -> anyhow::Result<Verified> {
-        let flows = size.flows(options.scale);
+    /// Builds a candidate, makes it know the flows, and looks at what it does to their packets.
+    pub fn open(&mut self, kind: Kind, options: &Options) -> anyhow::Result<Verified> {
+        let flows = self.size.flows(options.scale);
         let tolerated = if kind == Kind::TableRecords { TOLERATED_IN_RECORDS } else { TOLERATED };
         let enough = flows - flows / tolerated;
-        match kind {
-            Kind::Bare => {}
-            Kind::Nftables if nftables::known(&self.nftables)? >= enough => {}
-            Kind::Nftables => self.nftables.open_flows(flows, enough, nftables::known)?,
-            Kind::Xdp | Kind::Tc => {
-                self.portcullis.hook(kind == Kind::Xdp)?;
-                self.portcullis.open_flows(flows, enough)?;
-            }
-            Kind::TableHash => {
-                self.hash = None;
-                self.hash = Some(Filled::hash(flows)?);
-            }
-            Kind::TableRecords => {
-                self.records = None;
-                self.records = Some(Filled::records(flows)?);
-            }
-        }
-        let live = match kind {
-            Kind::Bare => flows,
-            Kind::Nftables => nftables::known(&self.nftables)?,
-            Kind::Xdp | Kind::Tc => self.portcullis.known(),
-            Kind::TableHash | Kind::TableRecords => self.table(kind)?.known,
+        let groups = Groups::THOUSAND;
+        let portcullis = |room: u32, xdp| -> anyhow::Result<Candidate> {
+            let mut built = Portcullis::build(table_for(room), groups, xdp)?;
+            built.open_flows(flows, enough)?;
+            Ok(Candidate::Portcullis(built))
+        };
+        let netfilter = |tool| -> anyhow::Result<Candidate> {
+            let mut built = Netfilter::build(tool, Lists::Both(groups))?;
+            built.open_flows(flows, enough)?;
+            Ok(Candidate::Netfilter(built))
+        };
+        let mut made = match kind {
+            Kind::Bare => Candidate::Plain(bare()?),
+            Kind::Forward => Candidate::Plain(forward()?),
+            Kind::Nftables => netfilter(Tool::Nft)?,
+            Kind::Iptables => netfilter(Tool::Iptables)?,
+            Kind::Xdp => portcullis(flows, true)?,
+            Kind::XdpRoomy => portcullis(Size::Large.flows(options.scale), true)?,
+            Kind::Tc => portcullis(flows, false)?,
+            Kind::TableHash => Candidate::Table(Filled::hash(flows)?),
+            Kind::TableRecords => Candidate::Table(Filled::records(flows)?),
+        };
+        let live = match &made {
+            Candidate::Plain(_) => flows,
+            Candidate::Netfilter(made) => made.known()?,
+            Candidate::Portcullis(made) => made.known(),
+            Candidate::Table(made) => made.known,
         };
         ensure!((enough..=flows).contains(&live), "{live} flows are live instead of {flows}");
         let sent = flows.min(INSPECTED);
-        let seen = match kind {
-            Kind::Xdp | Kind::Tc => self.portcullis.inspect(sent)?,
-            _ => self.rig(kind)?.inspect(sent)?,
+        let seen = match &mut made {
+            Candidate::Plain(rig) => rig.inspect(sent)?,
+            Candidate::Netfilter(made) => made.rig.inspect(sent)?,
+            Candidate::Portcullis(made) => made.inspect(sent)?,
+            Candidate::Table(made) => made.rig.inspect(sent)?,
         };
         check(kind, sent, flows - live, seen)?;
+        self.made.insert(kind, made);
         let Seen { packets, translated, .. } = seen;
-        Ok(Verified { figure: kind.figure(size), live_flows: live, sent, seen: packets, translated })
+        Ok(Verified { figure: kind.figure(self.size), live_flows: live, sent, seen: packets, translated })
     }
 
     /// One measurement; the flows are open.
-    pub fn measure(&mut self, kind: Kind, size: Size, options: &Options) -> anyhow::Result<Sample> {
-        let sample = self.rig(kind)?.measure(size.flows(options.scale), options.ramp, options.turn())?;
+    pub fn measure(&mut self, kind: Kind, options: &Options) -> anyhow::Result<Sample> {
+        let flows = self.size.flows(options.scale);
+        let rig = match self.made.get_mut(&kind).context("its flows were not opened")? {
+            Candidate::Plain(rig) => rig,
+            Candidate::Netfilter(made) => &mut made.rig,
+            Candidate::Portcullis(made) => &mut made.rig,
+            Candidate::Table(made) => &mut made.rig,
+        };
+        let sample = rig.measure(flows, options.ramp, options.turn())?;
         let Seen { packets, translated, .. } = sample.seen;
-        let wanted = if kind == Kind::Bare { 0 } else { packets };
+        let wanted = if kind.translates() { packets } else { 0 };
         ensure!(packets > 0, "no packet arrived");
         ensure!(translated == wanted, "{translated} of {packets} packets were translated");
         Ok(sample)
     }
 
     /// Nanoseconds in a candidate's program for each packet while it is under load.
-    pub fn program_time(&mut self, kind: Kind, size: Size, options: &Options) -> anyhow::Result<f64> {
+    pub fn program_time(&mut self, kind: Kind, options: &Options) -> anyhow::Result<f64> {
         // For as long as the descriptor is open.
         let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context("BPF_ENABLE_STATS")?;
         let before = self.statistics(kind)?;
-        self.measure(kind, size, options)?;
+        self.measure(kind, options)?;
         let after = self.statistics(kind)?;
         ensure!(after.0 > before.0, "the program did not run");
         Ok((after.1 - before.1).as_nanos() as f64 / (after.0 - before.0) as f64)
     }
 
     fn statistics(&self, kind: Kind) -> anyhow::Result<(u64, std::time::Duration)> {
-        match kind {
-            Kind::Bare => self.bare.programs.bare_statistics(),
-            Kind::Xdp => self.portcullis.statistics("pc_xdp"),
-            Kind::Tc => self.portcullis.statistics("pc_tc"),
+        match self.made.get(&kind) {
+            Some(Candidate::Plain(rig)) if kind == Kind::Bare => rig.programs.bare_statistics(),
+            Some(Candidate::Portcullis(made)) => {
+                made.statistics(if kind == Kind::Tc { "pc_tc" } else { "pc_xdp" })
+            }
             _ => anyhow::bail!("there is no time of a program for {}", kind.title()),
         }
-    }
-
-    /// The candidate's namespaces, with its programs on their hooks.
-    fn rig(&mut self, kind: Kind) -> anyhow::Result<&mut Rig> {
-        match kind {
-            Kind::Bare => Ok(&mut self.bare),
-            Kind::Nftables => Ok(&mut self.nftables),
-            Kind::Xdp | Kind::Tc => {
-                self.portcullis.hook(kind == Kind::Xdp)?;
-                Ok(&mut self.portcullis.rig)
-            }
-            Kind::TableHash | Kind::TableRecords => Ok(&mut self.table(kind)?.rig),
-        }
-    }
-
-    fn table(&mut self, kind: Kind) -> anyhow::Result<&mut Filled> {
-        let filled = if kind == Kind::TableHash { &mut self.hash } else { &mut self.records };
-        filled.as_mut().context("its flows were not opened")
     }
 }
 
@@ -142,6 +146,13 @@ fn bare() -> anyhow::Result<Rig> {
     Ok(rig)
 }
 
+/// The kernel forwards, and nobody filters or translates.
+fn forward() -> anyhow::Result<Rig> {
+    let rig = Rig::build("the kernel's forwarding", UPLINK)?;
+    rig.gateway.set_sysctl("net.ipv4.ip_forward", "1")?;
+    Ok(rig)
+}
+
 /// Everything arrives but what belongs to a flow that was refused; what should be translated is, with right
 /// checksums; what should not be touched is not.
 fn check(kind: Kind, sent: u32, refused: u32, seen: Seen) -> anyhow::Result<()> {
@@ -151,8 +162,9 @@ fn check(kind: Kind, sent: u32, refused: u32, seen: Seen) -> anyhow::Result<()> 
         "{} of {sent} packets arrived: {seen:?}",
         seen.packets
     );
-    let wanted = if kind == Kind::Bare { 0 } else { seen.packets };
-    ensure!(seen.translated == wanted, "{} of {sent} packets were translated: {seen:?}", seen.translated);
-    ensure!(seen.sound == wanted, "{} of {sent} packets arrived sound: {seen:?}", seen.sound);
+    let translated = if kind.translates() { seen.packets } else { 0 };
+    ensure!(seen.translated == translated, "{} of {sent} packets were translated: {seen:?}", seen.translated);
+    let sound = if kind == Kind::Bare { 0 } else { seen.packets };
+    ensure!(seen.sound == sound, "{} of {sent} packets arrived sound: {seen:?}", seen.sound);
     Ok(())
 }

@@ -15,12 +15,22 @@ use crate::stop;
 pub(super) const SECTION: Section =
     Section { name: "established", title: "Packets of established flows", figures, measure };
 
-const KINDS: [Kind; 4] = [Kind::Bare, Kind::Nftables, Kind::Xdp, Kind::Tc];
+const KINDS: [Kind; 7] =
+    [Kind::Bare, Kind::Forward, Kind::Nftables, Kind::Iptables, Kind::Xdp, Kind::XdpRoomy, Kind::Tc];
+
+/// Those with a program whose time can be told, the least of them first.
+const TIMED: [Kind; 3] = [Kind::Bare, Kind::Xdp, Kind::Tc];
+
+/// A table that is made for the flows is the default one or, for a million of them, as large as the roomy one.
+fn sensible(kind: Kind, size: Size) -> bool {
+    (kind, size) != (Kind::XdpRoomy, Size::Large)
+}
 
 fn figures() -> Vec<String> {
     let of = |size: Size| {
-        let rates = KINDS.map(|kind| kind.figure(size)).into_iter();
-        rates.chain([Kind::Bare, Kind::Xdp].map(|kind| program_time_figure(kind, size)))
+        let rates =
+            KINDS.into_iter().filter(move |&kind| sensible(kind, size)).map(move |kind| kind.figure(size));
+        rates.chain(TIMED.map(|kind| program_time_figure(kind, size)))
     };
     Size::ALL.into_iter().flat_map(of).collect()
 }
@@ -31,43 +41,31 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 
 /// Measures these candidates with every number of flows.
 pub(super) fn measure_kinds(kinds: &[Kind], options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let wanted: Vec<Size> = Size::ALL
-        .into_iter()
-        .filter(|&size| {
-            kinds.iter().any(|kind| {
-                options.wants(&kind.figure(size)) || options.wants(&program_time_figure(*kind, size))
-            })
-        })
-        .collect();
-    options.tell("building the namespaces and loading the programs");
-    let mut candidates = Candidates::build(options)?;
+    // What is only compared with does not make a size worth measuring.
+    let asked_for = |size: Size| {
+        let mut names = kinds.iter().flat_map(|&kind| [kind.figure(size), program_time_figure(kind, size)]);
+        names.any(|name| options.wants(&name))
+    };
+    let wanted: Vec<Size> = Size::ALL.into_iter().filter(|&size| asked_for(size)).collect();
     for size in wanted {
-        measure_size(&mut candidates, kinds, size, options, report)
-            .with_context(|| format!("with {} flows", size.label()))?;
+        measure_size(kinds, size, options, report).with_context(|| format!("with {} flows", size.label()))?;
     }
     Ok(())
 }
 
-fn measure_size(
-    candidates: &mut Candidates,
-    all: &[Kind],
-    size: Size,
-    options: &Options,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+fn measure_size(all: &[Kind], size: Size, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let flows = size.flows(options.scale);
+    let mut candidates = Candidates::new(size);
     let mut kinds = Vec::new();
-    for &kind in all
-        .iter()
-        .filter(|&&kind| matches!(kind, Kind::Bare | Kind::Nftables) || options.wants(&kind.figure(size)))
-    {
-        if let Some(why) = candidates.limit(kind, size, options) {
+    for &kind in all.iter().filter(|&&kind| sensible(kind, size) && is_needed(kind, size, options)) {
+        if let Some(why) = Candidates::limit(kind, size, options) {
             options.tell(&format!("{}: not measured: {why}", kind.figure(size)));
             report.note(format!("{} was not measured: {why}", kind.figure(size)));
             continue;
         }
+        stop::check()?;
         options.tell(&format!("{}: opening {flows} flows", kind.figure(size)));
-        let verified = candidates.open(kind, size, options).with_context(|| kind.title())?;
+        let verified = candidates.open(kind, options).with_context(|| kind.title())?;
         if verified.live_flows < flows {
             let missing = flows - verified.live_flows;
             report.note(format!("{}: {missing} of {flows} flows were refused", kind.figure(size)));
@@ -77,7 +75,7 @@ fn measure_size(
     }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); kinds.len()];
     let rounds = options.each_round(&format!("{} flows", size.label()), |_| {
-        let measured = measure_round(candidates, &kinds, size, options)?;
+        let measured = measure_round(&mut candidates, &kinds, options)?;
         samples.iter_mut().zip(measured).for_each(|(samples, sample)| samples.push(sample));
         Ok(())
     });
@@ -86,14 +84,20 @@ fn measure_size(
         push(&kinds, &samples, size, report);
     }
     rounds?;
-    program_time(candidates, &kinds, size, options, report)
+    program_time(&mut candidates, &kinds, size, options, report)
+}
+
+/// The bare redirect and nftables always are: the others are given as shares of them.
+fn is_needed(kind: Kind, size: Size, options: &Options) -> bool {
+    matches!(kind, Kind::Bare | Kind::Nftables)
+        || options.wants(&kind.figure(size))
+        || options.wants(&program_time_figure(kind, size))
 }
 
 /// One round: the candidates in turns, and for each the mean of its turns.
 fn measure_round(
     candidates: &mut Candidates,
     kinds: &[Kind],
-    size: Size,
     options: &Options,
 ) -> anyhow::Result<Vec<Sample>> {
     let mut sums = vec![Sample::default(); kinds.len()];
@@ -102,7 +106,7 @@ fn measure_round(
         // Every turn begins with another one, so that nobody always comes after the same neighbour.
         for place in 0..kinds.len() {
             let at = (turn + place) % kinds.len();
-            let sample = candidates.measure(kinds[at], size, options).with_context(|| kinds[at].title())?;
+            let sample = candidates.measure(kinds[at], options).with_context(|| kinds[at].title())?;
             sums[at].packets_per_second += sample.packets_per_second / turns as f64;
             sums[at].busy += sample.busy / turns as f64;
         }
@@ -142,10 +146,10 @@ fn program_time(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let mut bare = None;
-    for kind in [Kind::Bare, Kind::Xdp].into_iter().filter(|kind| kinds.contains(kind)) {
+    for kind in TIMED.into_iter().filter(|kind| kinds.contains(kind)) {
         stop::check()?;
         let samples = (0..options.rounds.min(3))
-            .map(|_| candidates.program_time(kind, size, options))
+            .map(|_| candidates.program_time(kind, options))
             .collect::<anyhow::Result<Vec<f64>>>()?;
         let mut figure = Figure::from_samples(program_time_figure(kind, size), "ns", &samples);
         match bare {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::figure::Figure;
 use super::options::Options;
+use super::portcullis::end_all;
 use super::report::Report;
 use super::section::Section;
 use crate::backend::{Backend as _, KernelBackend};
@@ -81,6 +82,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 
 fn measure_once(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 4]> {
     let ifindex = backend.ifindex("vm1")?;
+    let table = backend.datapath.flow_table()?;
     let dropped = |frame: &[u8], repeat| -> anyhow::Result<f64> {
         let (outcome, took) = backend.datapath.time_xdp(frame, ifindex, repeat)?;
         ensure!(outcome.verdict == 1, "a packet that should be denied got verdict {}", outcome.verdict);
@@ -106,23 +108,10 @@ fn measure_once(backend: &KernelBackend, trace: &Trace) -> anyhow::Result<[f64; 
     let denied_hot = dropped(&trace.denied[0], 200_000)? - hot;
     let denied_random = mean(trace.denied.iter().map(|f| dropped(f, 1)).collect::<Result<_, _>>()?) - once;
     let new_hot = mean(trace.hot.iter().map(|f| sent(f)).collect::<Result<_, _>>()?) - once;
-    end_all(backend)?;
+    end_all(&table)?;
     let new_random = mean(trace.allowed.iter().map(|f| sent(f)).collect::<Result<_, _>>()?) - once;
-    end_all(backend)?;
+    end_all(&table)?;
     Ok([denied_hot, denied_random, new_hot, new_random])
-}
-
-fn end_all(backend: &KernelBackend) -> anyhow::Result<()> {
-    let table = backend.datapath.flow_table()?;
-    let now = now_tick();
-    for (index, record) in table.iter() {
-        if Ctl(record.ctl).flags() & FLAG_FORWARD != 0 {
-            table.end(index, &record, now);
-        }
-    }
-    std::thread::sleep(GRACE);
-    table.sweep(now_tick(), |_, _| {});
-    Ok(())
 }
 
 /// The tags of the public file, with their IPv4 prefixes as (first address, length).

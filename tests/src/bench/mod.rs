@@ -15,6 +15,7 @@
 
 mod candidate;
 mod command;
+mod conntrack;
 mod established;
 mod figure;
 mod generator;
@@ -24,7 +25,7 @@ mod groups;
 #[path = "../../ebpf/src/layout.rs"]
 mod layout;
 mod napi;
-mod nftables;
+mod netfilter;
 mod options;
 mod plan;
 mod policy;
@@ -32,6 +33,7 @@ mod portcullis;
 mod programs;
 mod report;
 mod rig;
+mod rules;
 mod run;
 mod section;
 mod statistics;

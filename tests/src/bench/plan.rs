@@ -38,8 +38,12 @@ impl Size {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Bare,
+    Forward,
     Nftables,
+    Iptables,
     Xdp,
+    /// With a flow table made for a million flows, however few there are.
+    XdpRoomy,
     Tc,
     /// A minimal NAT over a kernel hash.
     TableHash,
@@ -51,8 +55,11 @@ impl Kind {
     pub const fn title(self) -> &'static str {
         match self {
             Kind::Bare => "bare XDP redirect",
+            Kind::Forward => "the kernel's forwarding, without NAT",
             Kind::Nftables => "nftables masquerade",
+            Kind::Iptables => "iptables masquerade",
             Kind::Xdp => "Portcullis, XDP",
+            Kind::XdpRoomy => "Portcullis, XDP, in a table made for a million flows",
             Kind::Tc => "Portcullis, TC",
             Kind::TableHash => "minimal NAT, kernel hash",
             Kind::TableRecords => "minimal NAT, records",
@@ -63,13 +70,21 @@ impl Kind {
     pub fn figure(self, size: Size) -> String {
         let stem = match self {
             Kind::Bare => "bare_redirect",
+            Kind::Forward => "kernel_forward",
             Kind::Nftables => "nft",
+            Kind::Iptables => "iptables",
             Kind::Xdp => "established",
+            Kind::XdpRoomy => "established_in_1m_table",
             Kind::Tc => "tc_established",
             Kind::TableHash => "table_hash",
             Kind::TableRecords => "table_records",
         };
         format!("{stem}_{}", size.label())
+    }
+
+    /// Does it write another source address?
+    pub const fn translates(self) -> bool {
+        !matches!(self, Kind::Bare | Kind::Forward)
     }
 
     /// Share of the bare redirect that has to be reached, and that is aimed at.
@@ -85,7 +100,11 @@ impl Kind {
 
 /// Name of the time in a candidate's program.
 pub(super) fn program_time_figure(kind: Kind, size: Size) -> String {
-    let stem = if kind == Kind::Bare { "bare_ns_per_packet" } else { "ns_per_packet" };
+    let stem = match kind {
+        Kind::Bare => "bare_ns_per_packet",
+        Kind::Tc => "tc_ns_per_packet",
+        _ => "ns_per_packet",
+    };
     format!("{stem}_{}", size.label())
 }
 

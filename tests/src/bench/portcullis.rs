@@ -1,13 +1,15 @@
 //! Portcullis as it is shipped: policy text, compiler, tables and programs. Only the daemon is missing, so what it
 //! would mirror from the kernel (route and router) is written here.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, ensure};
 use portcullis::compile::{Compiled, DeviceFacts, GuestHop, HostFacts, Ownership, Registry, compile};
 use portcullis::datapath::{
-    AttachDevice, AttachPlan, Datapath, FlowTable, LoadOptions, PolicyImage, Role, Route,
+    AttachDevice, AttachPlan, Datapath, FlowTable, LoadOptions, PolicyImage, Role, Route, now_tick,
 };
+use portcullis_common::Reason;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD};
 use portcullis_common::layout::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_WORLD, KIND_FLOW, NEXT_HOP_SLOTS,
@@ -15,19 +17,30 @@ use portcullis_common::layout::{
 };
 
 use super::layout::{SOCKETS, Seen};
-use super::policy;
+use super::policy::{self, Groups};
 use super::rig::{Port, Rig, SERVER, network_order};
 use crate::lab::BpfFs;
+use crate::stop;
 
 /// The next hop of the default route; far from those the compiler hands out.
 const WORLD_HOP: u16 = NEXT_HOP_SLOTS as u16 - 1;
 const MTU: u16 = 1500;
+/// After this the slots of a flow that was ended are free again.
+const GRACE: Duration = Duration::from_millis(400);
+/// How long that may take in all.
+const FREE: Duration = Duration::from_secs(10);
 
-/// What the flow table is made for: the flows, and a mapping for each UDP socket, which takes as much room as a flow;
-/// a quarter more than that, as for a table that refuses nobody.
-const fn table_size(flows: u32) -> u32 {
+/// What a policy's `flowTable.maxFlows` is when nobody says anything.
+pub(super) fn default_table() -> u32 {
+    ::portcullis::policy::network::FlowTable::default().max_flows
+}
+
+/// What a flow table is made for that has room for so many flows: the flows, and a mapping for each UDP socket, which
+/// takes as much room as a flow; a quarter more than that, as for a table that refuses nobody. The default if that is
+/// enough.
+pub(super) fn table_for(flows: u32) -> u32 {
     let records = flows + SOCKETS;
-    records + records / 4
+    (records + records / 4).max(default_table())
 }
 
 /// Namespaces with Portcullis in the gateway.
@@ -35,18 +48,18 @@ pub(super) struct Portcullis {
     flows: FlowTable,
     datapath: Datapath,
     pub rig: Rig,
-    /// Which hook the guests' device has now.
-    xdp: Option<bool>,
+    /// Which hook the guests' device has.
+    xdp: bool,
     // The pins go last: what is still attached goes with them.
     _pins: BpfFs,
 }
 
 impl Portcullis {
-    /// Builds it with a flow table for `flows` flows; no hook yet.
-    pub fn build(flows: u32) -> anyhow::Result<Self> {
+    /// Builds it with a flow table for `max_flows` flows and with these groups, under XDP (and TC behind it, as always)
+    /// or under TC alone.
+    pub fn build(max_flows: u32, groups: Groups, xdp: bool) -> anyhow::Result<Self> {
         let rig = Rig::build("Portcullis", policy::PUBLIC)?;
-        let max_flows = table_size(flows);
-        let text = policy::text(&rig.inside.device, &rig.outside.device, max_flows);
+        let text = policy::text(&rig.inside.device, &rig.outside.device, max_flows, groups);
         let loaded = ::portcullis::policy::parse("the bench's policy", &text)
             .map_err(|problems| anyhow!("the bench's policy: {problems:?}"))?;
         let facts = HostFacts {
@@ -74,14 +87,12 @@ impl Portcullis {
         let everywhere =
             Route { destination: [0; 4].into(), prefix_length: 0, next_hop: u32::from(WORLD_HOP) };
         datapath.set_route(&everywhere)?;
-        Ok(Self { flows: datapath.flow_table()?, datapath, rig, xdp: None, _pins: pins })
+        let mut built = Self { flows: datapath.flow_table()?, datapath, rig, xdp, _pins: pins };
+        built.hook()?;
+        Ok(built)
     }
 
-    /// Puts the guests' device under XDP (and TC behind it, as always) or under TC alone.
-    pub fn hook(&mut self, xdp: bool) -> anyhow::Result<()> {
-        if self.xdp == Some(xdp) {
-            return Ok(());
-        }
+    fn hook(&mut self) -> anyhow::Result<()> {
         let device = |port: &Port, role, xdp| AttachDevice {
             ifindex: port.ifindex,
             name: port.device.clone(),
@@ -90,7 +101,7 @@ impl Portcullis {
         };
         let plan = AttachPlan {
             devices: vec![
-                device(&self.rig.inside, Role::Guest, xdp),
+                device(&self.rig.inside, Role::Guest, self.xdp),
                 device(&self.rig.outside, Role::Uplink, false),
             ],
             ..AttachPlan::default()
@@ -98,11 +109,8 @@ impl Portcullis {
         let datapath = &mut self.datapath;
         self.rig.gateway.enter(|| {
             let attached = datapath.attach(&plan)?;
-            datapath.commit(attached)?;
-            datapath.detach_stale(&plan.hooks())
-        })?;
-        self.xdp = Some(xdp);
-        Ok(())
+            datapath.commit(attached)
+        })
     }
 
     /// Makes the datapath know `flows` flows, by their first packets; at least `enough` of them.
@@ -111,7 +119,7 @@ impl Portcullis {
             return Ok(());
         }
         let table = &self.flows;
-        let opened = self.rig.open_flows(flows, enough, |_| Ok(known(table)));
+        let opened = self.rig.answered(|rig| rig.open_flows(flows, enough, |_| Ok(known(table))));
         opened.with_context(|| format!("the datapath counted {}", self.counts()))
     }
 
@@ -127,7 +135,7 @@ impl Portcullis {
         let seen = self.rig.inspect(packets)?;
         let by_tc = self.statistics("pc_tc")?.0 - before;
         ensure!(
-            (by_tc == 0) == (self.xdp == Some(true)),
+            (by_tc == 0) == self.xdp,
             "of {packets} packets {by_tc} went through TC; the datapath counted {}",
             self.counts()
         );
@@ -143,17 +151,49 @@ impl Portcullis {
             .with_context(|| format!("there is no program {program}"))
     }
 
+    /// Packets that a security rule has denied so far.
+    pub fn denied(&self) -> anyhow::Result<u64> {
+        let reasons = self.datapath.reasons()?;
+        let of = |reason: Reason| reasons.get(reason as usize).map_or(0, |count| count.packets);
+        Ok(of(Reason::DeniedByRule))
+    }
+
+    /// Ends all flows, and returns when their slots are free.
+    pub fn flush(&self) -> anyhow::Result<()> {
+        end_all(&self.flows)
+    }
+
     /// The reasons that packets were counted under, for error messages.
-    fn counts(&self) -> String {
+    pub fn counts(&self) -> String {
         let reasons = match self.datapath.reasons() {
             Ok(reasons) => reasons,
             Err(error) => return format!("(cannot be read: {error:#})"),
         };
-        let counted =
-            portcullis_common::Reason::ALL.iter().zip(reasons).filter(|(_, count)| count.packets > 0);
+        let counted = Reason::ALL.iter().zip(reasons).filter(|(_, count)| count.packets > 0);
         let parts: Vec<String> =
             counted.map(|(reason, count)| format!("{} {}", count.packets, reason.label())).collect();
         if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+    }
+}
+
+/// Ends all flows of a table, and returns when their slots are free.
+pub(super) fn end_all(table: &FlowTable) -> anyhow::Result<()> {
+    let until = Instant::now() + FREE;
+    loop {
+        let now = now_tick();
+        for (index, record) in table.iter() {
+            if Ctl(record.ctl).flags() & FLAG_FORWARD != 0 && table.is_alive(&record, now) {
+                table.end(index, &record, now);
+            }
+        }
+        thread::sleep(GRACE);
+        let swept = table.sweep(now_tick(), |_, _| {});
+        // Mappings of UDP sockets end by themselves; nobody who is measured minds them.
+        if swept.waiting == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "after {FREE:?} flows that were ended are there still: {swept:?}");
+        stop::check()?;
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use super::generator::while_sending;
-use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen};
+use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen, TCP, UDP};
 use super::napi::{self, NapiThread};
 use super::programs::Programs;
 use super::table::Capacity;
@@ -92,8 +92,11 @@ impl Rig {
         let stem = format!("b{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let inside = connect(&gateway, &format!("{stem}i"), &client)?;
         let outside = connect(&gateway, &format!("{stem}o"), &server)?;
-        // GRO gives the veth NAPI, and NAPI takes the frames that the client's device is handed.
-        gateway.run(&["ethtool", "-K", &inside.device, "gro", "on"])?;
+        // GRO gives the veth NAPI, and NAPI takes the frames that the client's device is handed, or the server's when it
+        // answers.
+        for device in [&inside.device, &outside.device] {
+            gateway.run(&["ethtool", "-K", device, "gro", "on"])?;
+        }
         gateway.ip(&format!("address add {GATEWAY}/24 dev {}", inside.device))?;
         gateway.ip(&format!("address add {UPLINK}/24 dev {}", outside.device))?;
         for device in ["all", &inside.device] {
@@ -114,10 +117,14 @@ impl Rig {
             ifindex: client.ifindex(FAR)?,
             destination: network_order(DESTINATION),
             gateway_mac: inside.mac,
+            protocol: UDP,
             ..Generator::default()
         };
-        let expected =
-            Expected { public: network_order(public), destination: network_order(DESTINATION), check: 0 };
+        let expected = Expected {
+            public: network_order(public),
+            destination: network_order(DESTINATION),
+            ..Expected::default()
+        };
         programs.tell_sink(&expected)?;
         programs.attach("pcb_sink", &server, server_port.ifindex)?;
         Ok(Self {
@@ -165,6 +172,21 @@ impl Rig {
         seen
     }
 
+    /// Runs `work` while the server answers every packet that it gets.
+    pub fn answered<T>(&mut self, work: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.expected.answer = 1;
+        self.programs.tell_sink(&self.expected)?;
+        let worked = work(self);
+        self.expected.answer = 0;
+        self.programs.tell_sink(&self.expected)?;
+        worked
+    }
+
+    /// From here on the packets are SYNs, each the first of a connection, or datagrams again.
+    pub fn send_syns(&mut self, syns: bool) {
+        self.generator.protocol = if syns { TCP } else { UDP };
+    }
+
     fn send_until_all_arrive(&mut self, flows: u32) -> anyhow::Result<Seen> {
         let mut seen = Seen::default();
         for _ in 0..PASSES {
@@ -196,22 +218,82 @@ impl Rig {
         })
     }
 
-    /// One packet of each flow, no faster than they arrive; returns when they have arrived or are lost.
-    fn send_each(&mut self, flows: u32) -> anyhow::Result<()> {
+    /// Sends a packet of each of `flows` flows, as fast as they arrive, and says how fast that is.
+    pub fn burst(&mut self, flows: u32) -> anyhow::Result<Sample> {
+        let (seen, busy) = (self.programs.seen()?, self.napi.run_time()?);
+        let began = Instant::now();
+        let arriving = self.send_each(flows)?;
+        let whole = began.elapsed().as_secs_f64();
+        let seen = difference(seen, self.programs.seen()?);
+        Ok(Sample {
+            packets_per_second: arriving,
+            busy: self.napi.run_time()?.saturating_sub(busy).as_secs_f64() / whole,
+            seen,
+        })
+    }
+
+    /// Sends packets that do not arrive, as many as the client can, and counts those that the gateway has received in
+    /// `window`.
+    pub fn measure_received(
+        &mut self,
+        flows: u32,
+        ramp: Duration,
+        window: Duration,
+    ) -> anyhow::Result<Sample> {
+        self.aim(flows, PICK_RANDOM, SEED)?;
+        while_sending(&self.programs, &self.client, || {
+            thread::sleep(ramp);
+            let (busy, seen, (start, before)) =
+                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
+            thread::sleep(window);
+            let (busy_end, seen_end, (end, after)) =
+                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
+            let seconds = (end - start).as_secs_f64();
+            Ok(Sample {
+                packets_per_second: (after - before) as f64 / seconds,
+                busy: busy_end.saturating_sub(busy).as_secs_f64() / seconds,
+                seen: difference(seen, seen_end),
+            })
+        })
+    }
+
+    /// Packets that the gateway's device towards the client has received so far, and when that was. veth counts what its NAPI
+    /// has handed on, whatever became of it there.
+    pub fn received(&self) -> anyhow::Result<(Instant, u64)> {
+        let (now, text) =
+            self.gateway.enter(|| (Instant::now(), std::fs::read_to_string("/proc/thread-self/net/dev")));
+        let text = text.context("/proc/thread-self/net/dev")?;
+        let of = |line: &str| -> Option<u64> {
+            let (device, numbers) = line.split_once(':')?;
+            let packets = numbers.split_whitespace().nth(1)?;
+            if device.trim() == self.inside.device { packets.parse().ok() } else { None }
+        };
+        let packets =
+            text.lines().find_map(of).with_context(|| format!("{} is not in {text}", self.inside.device))?;
+        Ok((now, packets))
+    }
+
+    /// One packet of each flow, no faster than they arrive; returns when they have arrived or are lost, with how many
+    /// arrived a second between the first that was seen and the last.
+    fn send_each(&mut self, flows: u32) -> anyhow::Result<f64> {
         self.aim(flows, PICK_IN_ORDER, 0)?;
         let before = self.programs.seen()?.packets;
         while_sending(&self.programs, &self.client, || {
             let (mut arrived, mut since) = (before, Instant::now());
+            let mut first = None;
             loop {
                 thread::sleep(Duration::from_millis(2));
                 stop::check()?;
                 let now = self.programs.seen()?.packets;
                 if now != arrived {
                     (arrived, since) = (now, Instant::now());
+                    first = first.or(Some((since, arrived)));
                 }
                 let all_sent = self.programs.position()? >= u64::from(flows);
                 if all_sent && (arrived - before >= u64::from(flows) || since.elapsed() > SILENCE) {
-                    return Ok(());
+                    let rate = first
+                        .map(|(then, packets)| (arrived - packets) as f64 / (since - then).as_secs_f64());
+                    return Ok(rate.filter(|rate| rate.is_finite()).unwrap_or_default());
                 }
             }
         })
