@@ -18,12 +18,18 @@ mod command;
 mod conntrack;
 mod established;
 mod figure;
+mod flip;
 mod generator;
 mod groups;
+mod hero;
+mod hero_end;
+mod hero_stage;
+mod idle;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
 mod layout;
+mod memory;
 mod napi;
 mod netfilter;
 mod options;
@@ -31,6 +37,7 @@ mod plan;
 mod policy;
 mod portcullis;
 mod programs;
+mod reaper;
 mod report;
 mod rig;
 mod rules;

@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use super::{Options, Report};
 use super::{established, groups, table};
+use super::{flip, hero, idle, memory, reaper};
 
 /// A part of the bench that is measured by itself, in namespaces of its own.
 pub(super) struct Section {
@@ -20,7 +21,16 @@ pub(super) struct Section {
 }
 
 /// All sections, in the order they are measured.
-pub(super) const SECTIONS: &[Section] = &[established::SECTION, table::SECTION, groups::SECTION];
+pub(super) const SECTIONS: &[Section] = &[
+    established::SECTION,
+    table::SECTION,
+    groups::SECTION,
+    memory::SECTION,
+    reaper::SECTION,
+    flip::SECTION,
+    idle::SECTION,
+    hero::SECTION,
+];
 
 /// The figures that a reader is promised, in the order of the table of `docs/performance.md`.
 pub const REQUIRED: [&str; 14] = [
