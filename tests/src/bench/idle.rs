@@ -54,9 +54,12 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         if flows > 0 {
             lab.extra = format!("flowTable: {{ maxFlows: {flows} }}\n");
         }
-        let edge = Edge::start(&spec, &lab.yaml(&spec))?;
+        let mut edge = Edge::start(&spec, &lab.yaml(&spec))?;
         if flows > 0 {
             fill(&edge, flows)?;
+            // That one has no reason to look into its table, for which no packet came. The next one does when it begins.
+            edge.daemon.terminate()?;
+            edge.restart()?;
         }
         rest(settle)?;
         let process = edge.daemon.pid().context("the daemon does not run")?;
