@@ -9,7 +9,7 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::frame;
 use crate::generate::{TCP_END, make_syn, write};
-use crate::layout::{Generator, Hero, HeroSent, PATIENCE_NS, SECOND_NS, TCP, UDP, WINDOW};
+use crate::layout::{Generator, HERO_PATIENCE_NS, Hero, HeroSent, SECOND_NS, TCP, UDP, WINDOW};
 use crate::sink::ARRIVED;
 
 #[btf_map]
@@ -88,7 +88,7 @@ fn next(sent: &mut HeroSent, told: &Hero) -> Option<(u32, u8)> {
     let total = sent.touched + sent.opened;
     let under_way = total.wrapping_sub(sent.lost).wrapping_sub(arrived) as i64;
     if under_way >= WINDOW {
-        if now.wrapping_sub(sent.last_ns) < PATIENCE_NS {
+        if now.wrapping_sub(sent.last_ns) < HERO_PATIENCE_NS {
             return None;
         }
         sent.lost = sent.lost.wrapping_add(under_way as u64);

@@ -81,6 +81,8 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 pub const WINDOW: i64 = 128;
 /// After so long what has not arrived is lost.
 pub const PATIENCE_NS: u64 = 20_000_000;
+/// The same in the hero run, which ends with the first loss, and may wait for a gateway that somebody else is in the way of.
+pub const HERO_PATIENCE_NS: u64 = 500_000_000;
 
 /// Each flow once, in the order of their numbers.
 pub const PICK_IN_ORDER: u32 = 0;
