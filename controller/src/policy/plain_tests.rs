@@ -166,7 +166,7 @@ fn whatever_is_read_plainly_the_parser_reads_alike() {
         (state >> 33) as usize % n
     };
     let mut read = 0;
-    for _ in 0..100_000 {
+    for _ in 0..20_000 {
         let text = if below(3) == 0 {
             // ASCII, so that it can be cut anywhere.
             let whole = POLICIES[1 + below(2)].replace(|c: char| !c.is_ascii(), "");
@@ -182,5 +182,5 @@ fn whatever_is_read_plainly_the_parser_reads_alike() {
         };
         read += usize::from(taken(&text));
     }
-    assert!(read > 2000, "{read} of 100,000 texts are plain");
+    assert!(read > 400, "{read} of 20,000 texts are plain");
 }

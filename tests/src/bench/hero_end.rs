@@ -29,32 +29,32 @@ pub(super) struct End {
 /// Watches the flows end of which the last packet was sent at `last` or before.
 pub(super) fn watch(stage: &Stage, last: Instant) -> anyhow::Result<End> {
     let deadline = last + Duration::from_secs(IDLE.into());
+    thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    // How late it is when a look begins: it goes over the whole table, which takes its time.
     let after = || Instant::now().saturating_duration_since(deadline);
     let (mut gone, mut free) = (None, None);
     loop {
         stop::check()?;
         let table = &stage.tables[0];
-        let flow = |kind: u8| kind == KIND_FLOW;
-        let now = now_tick();
-        let alive = table.iter().filter(|(_, half)| flow(half.key.kind) && table.is_alive(half, now)).count();
-        if alive == 0 {
-            gone.get_or_insert_with(after);
+        if gone.is_none() {
+            let (late, now) = (after(), now_tick());
+            let flows = table.iter().filter(|(_, half)| half.key.kind == KIND_FLOW);
+            let alive = flows.filter(|(_, half)| table.is_alive(half, now)).count();
+            ensure!(
+                alive == 0 || late <= LIMIT,
+                "{alive} half-records of flows are alive {late:?} after the last deadline"
+            );
+            gone = (alive == 0).then_some(late);
         }
-        let units = live_units([&stage.tables[0], &stage.tables[1]]);
-        if units.is_empty() {
-            free.get_or_insert_with(after);
+        if free.is_none() {
+            let late = after();
+            let units = live_units([&stage.tables[0], &stage.tables[1]]).len();
+            ensure!(
+                units == 0 || late <= LIMIT * 2,
+                "ports of {units} units are taken {late:?} after the last flow's deadline"
+            );
+            free = (units == 0).then_some(late);
         }
-        ensure!(
-            alive == 0 || after() <= LIMIT,
-            "{alive} half-records of flows are alive {:?} after the last deadline",
-            after()
-        );
-        ensure!(
-            units.is_empty() || after() <= LIMIT * 2,
-            "ports of {} units are taken {:?} after the last flow's deadline",
-            units.len(),
-            after()
-        );
         let reaper = stage.reaper.report();
         let left = reaper.ipv4.live + reaper.ipv4.waiting;
         if let (Some(gone), Some(free), 0) = (gone, free, left) {
