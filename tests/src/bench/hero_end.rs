@@ -13,6 +13,8 @@ use crate::stop;
 
 /// A flow may be there no longer than this after its deadline, a port no longer than this after its own.
 const LIMIT: Duration = Duration::from_secs(1);
+/// A socket's mapping outlives its flows by an eighth of their time and a tick.
+const MAPPINGS: Duration = Duration::from_millis(1000 * IDLE as u64 / 8 + 75);
 /// The reaper has a pause between its sweeps; after this it is not coming any more.
 const SWEPT: Duration = Duration::from_secs(15);
 
@@ -46,7 +48,9 @@ pub(super) fn watch(stage: &Stage, last: Instant) -> anyhow::Result<End> {
             );
             gone = (alive == 0).then_some(late);
         }
-        if free.is_none() {
+        if gone.is_some() && free.is_none() {
+            // Nothing is to be seen before the mappings end.
+            thread::sleep(MAPPINGS.saturating_sub(after()));
             let late = after();
             let units = live_units([&stage.tables[0], &stage.tables[1]]).len();
             ensure!(
