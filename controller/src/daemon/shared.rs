@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime};
 
+use portcullis_common::Reason;
+use portcullis_common::layout::NextHop;
 use portcullis_common::policy::Endpoint;
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,7 +16,7 @@ use crate::api::Failure;
 use crate::compile::lookup::Image;
 use crate::compile::{Compiled, HostFacts, Registry, RuleInfo};
 use crate::datapath::{Datapath, FlowTable};
-use crate::flows::ReaperCounts;
+use crate::flows::{ReapedDatapath, ReaperCounts};
 use crate::hosts::{DeviceChoice, Links};
 use crate::observe::events::EventLog;
 use crate::observe::health::HealthLog;
@@ -230,6 +232,19 @@ pub struct Shared {
     pub events: EventLog,
     pub health_log: HealthLog,
     pub orders: mpsc::Sender<Order>,
+}
+
+impl ReapedDatapath for Arc<Shared> {
+    fn next_hop(&self, index: u16) -> Option<NextHop> {
+        self.datapath().next_hop(index).ok()
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        // What cannot be read is no news.
+        let reasons = self.datapath().reasons().unwrap_or_default();
+        let new_flows = reasons.get(Reason::NewFlow as usize).map_or(0, |count| count.packets);
+        (new_flows, reasons.iter().map(|count| count.packets).fold(0, u64::wrapping_add))
+    }
 }
 
 impl Shared {

@@ -96,9 +96,7 @@ impl Gateway {
         let tables = flows.clone();
         let shared =
             Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, health, orders));
-        let hops = Arc::clone(&shared);
-        reap(&tables, &shared.reaper, move |index| hops.datapath().next_hop(index).ok())
-            .context("starting the reaper")?;
+        reap(&tables, &shared.reaper, Arc::clone(&shared)).context("starting the reaper")?;
         let history = History::open(state.path());
         let mut gateway =
             Self { shared, world, probers, host, journal, state, ownership, refused, attached, history };

@@ -18,6 +18,6 @@ pub use list::{
     Flow, FlowEnds, FlowList, Pair, address, end, list, live, no_guest, protocol_name, protocol_number,
 };
 pub use occupancy::{end_on, live_units};
-pub use reaper::{ReaperCounts, ReaperReport, TableReport, reap};
+pub use reaper::{ReapedDatapath, ReaperCounts, ReaperReport, TableReport, reap};
 pub use snat::{SnatUse, snat};
 pub use snat_views::{ByDestination, PortHolders, by_destination, port_holders};

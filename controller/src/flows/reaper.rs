@@ -6,16 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::layout::NextHop;
 use serde::{Deserialize, Serialize};
 
 use super::reset::{Sender, resets};
 use crate::datapath::{FlowTable, Swept, now_tick};
 
-/// Between two sweeps.
-const PAUSE: Duration = Duration::from_secs(1);
-/// A sweep is followed by a pause of this many times its length, so that the largest table costs 2 % of one CPU.
+/// How often the reaper asks whether there is something to do.
+const BEAT: Duration = Duration::from_millis(500);
+/// A sweep is followed by a pause of at least this many times what it took of a CPU, so that the largest table costs 2 % of
+/// one.
 const SHARE: u32 = 50;
+/// ... but of this many if it freed one slot in [`MANY`]: then the work is part of what new flows cost.
+const SHARE_OF_MANY: u32 = 4;
+const MANY: u32 = 16;
+/// Packets that open no flow may shorten a life, by a FIN or a RST; no more than this late it is noticed.
+const LATE: Duration = Duration::from_secs(15);
 
 /// What the reaper has found so far.
 #[derive(Debug, Default)]
@@ -100,22 +107,27 @@ impl ReaperCounts {
     }
 }
 
-/// Finds a next hop by its index.
-type Hops = dyn Fn(u16) -> Option<NextHop> + Send;
+/// What the reaper asks the datapath.
+pub trait ReapedDatapath: Send + 'static {
+    /// The next hop with this index.
+    fn next_hop(&self, index: u16) -> Option<NextHop>;
+    /// Packets that opened a flow, and packets, since any time.
+    fn traffic(&self) -> (u64, u64);
+}
 
 /// Starts the reaper of the tables of IPv4 and IPv6, in a thread of its own: a sweep of a large table takes tens of
-/// milliseconds, which nobody else should wait for. `hops` finds the next hop with an index.
+/// milliseconds, which nobody else should wait for.
 pub fn reap(
     tables: &[Arc<FlowTable>; 2],
     counts: &Arc<ReaperCounts>,
-    hops: impl Fn(u16) -> Option<NextHop> + Send + 'static,
+    datapath: impl ReapedDatapath,
 ) -> io::Result<()> {
     let (tables, counts) = (tables.clone(), Arc::clone(counts));
-    let run = move || work(&tables, &counts, &hops);
+    let run = move || work(&tables, &counts, &datapath);
     std::thread::Builder::new().name("reaper".to_owned()).spawn(run).map(drop)
 }
 
-fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts, hops: &Hops) {
+fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts, datapath: &dyn ReapedDatapath) {
     let mut sender = match Sender::open() {
         Ok(sender) => Some(sender),
         Err(error) => {
@@ -123,46 +135,136 @@ fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts, hops: &Hops) {
             None
         }
     };
+    let tables = tables.each_ref().map(Arc::as_ref);
+    let look = || {
+        let (new_flows, packets) = datapath.traffic();
+        News { new_flows, packets, ended: tables.map(FlowTable::ended) }
+    };
     while !counts.stop.load(Relaxed) {
-        let took = sweep(tables.each_ref().map(Arc::as_ref), counts, sender.as_mut(), hops);
-        std::thread::sleep(PAUSE.max(took * SHARE));
+        let before = look();
+        let done = sweep(tables, counts, sender.as_mut(), datapath);
+        let since = Instant::now();
+        while !counts.stop.load(Relaxed) && !done.is_over(since.elapsed(), before, &look) {
+            std::thread::sleep(BEAT);
+        }
     }
 }
 
-/// One sweep over the tables of IPv4 and IPv6; how long it took.
+/// What says that there is something to be found in the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct News {
+    new_flows: u64,
+    packets: u64,
+    ended: [u32; 2],
+}
+
+/// How a sweep went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Done {
+    /// Of a CPU.
+    took: Duration,
+    /// It freed many slots.
+    many: bool,
+    /// How long after it the first slot can be freed that was not, if nothing happens meanwhile.
+    due: Option<Duration>,
+}
+
+impl Done {
+    /// Is it time for the next sweep, so long after this one, before which there was this news? A table in which nothing
+    /// happens is left alone until a flow in it is dead.
+    fn is_over(self, since: Duration, before: News, look: impl FnOnce() -> News) -> bool {
+        let share = if self.many { SHARE_OF_MANY } else { SHARE };
+        if since < BEAT.max(self.took * share) {
+            return false;
+        }
+        if self.due.is_some_and(|due| since >= due) {
+            return true;
+        }
+        let now = look();
+        (now.new_flows, now.ended) != (before.new_flows, before.ended) || (now != before && since >= LATE)
+    }
+}
+
+/// One sweep over the tables of IPv4 and IPv6.
 fn sweep(
     tables: [&FlowTable; 2],
     counts: &ReaperCounts,
     mut sender: Option<&mut Sender>,
-    hops: &Hops,
-) -> Duration {
-    let began = Instant::now();
+    datapath: &dyn ReapedDatapath,
+) -> Done {
+    let (began, worked) = (Instant::now(), processor_time());
     let now = now_tick();
+    let mut all = Swept::default();
     for (table, counts) in tables.into_iter().zip(&counts.tables) {
-        counts.note(table.sweep(now, |index, record| {
+        let swept = table.sweep(now, |index, record| {
             let Some(sender) = sender.as_deref_mut() else { return };
             for reset in resets(table, index, record, now).into_iter().flatten() {
-                if let Some(hop) = hops(reset.next_hop) {
+                if let Some(hop) = datapath.next_hop(reset.next_hop) {
                     sender.send(&reset, &hop);
                 }
             }
-        }));
+        });
+        counts.note(swept);
+        all.freed += swept.freed;
+        all.live += swept.live + swept.waiting;
+        all.due = [all.due, swept.due].into_iter().flatten().min();
     }
-    let took = began.elapsed();
+    let took = processor_time().saturating_sub(worked);
     counts.sweeps.fetch_add(1, Relaxed);
-    counts.microseconds.store(took.as_micros() as u64, Relaxed);
+    counts.microseconds.store(began.elapsed().as_micros() as u64, Relaxed);
     if let Some(sender) = sender {
         let (sent, withheld) = sender.counts();
         counts.resets_sent.store(sent, Relaxed);
         counts.resets_withheld.store(withheld, Relaxed);
     }
-    took
+    let due = all.due.map(|ticks| Duration::from_nanos(u64::from(ticks) << TICK_SHIFT));
+    Done { took, many: all.freed > 0 && all.freed >= all.live / MANY, due }
+}
+
+/// What this thread has used of a CPU.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::flows::kill::tests::{Put, TCP, put, with_tables};
+
+    struct Nothing;
+
+    impl ReapedDatapath for Nothing {
+        fn next_hop(&self, _: u16) -> Option<NextHop> {
+            None
+        }
+
+        fn traffic(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    #[test]
+    fn a_table_in_which_nothing_happens_is_left_alone_until_a_flow_in_it_is_dead() {
+        let quiet = News { new_flows: 7, packets: 70, ended: [0, 0] };
+        let done = Done { took: Duration::from_millis(40), many: false, due: Some(Duration::from_secs(200)) };
+        let over = |done: Done, seconds: f64, news: News| {
+            done.is_over(Duration::from_secs_f64(seconds), quiet, || news)
+        };
+        assert_eq!([3.0, 199.9, 200.0].map(|at| over(done, at, quiet)), [false, false, true]);
+        let opened = News { new_flows: 8, packets: 71, ..quiet };
+        assert_eq!([1.9, 2.0].map(|at| over(done, at, opened)), [false, true], "2 % of one CPU at most");
+        let killed = News { ended: [0, 1], ..quiet };
+        assert!(over(done, 2.0, killed));
+        let moved = News { packets: 71, ..quiet };
+        assert_eq!([14.9, 15.0].map(|at| over(done, at, moved)), [false, true], "a RST may have passed");
+        let busy = Done { many: true, due: Some(Duration::ZERO), ..done };
+        assert_eq!([0.4, 0.5].map(|at| over(busy, at, quiet)), [false, true]);
+        let empty = Done { due: None, ..done };
+        assert!(!over(empty, 1e6, quiet));
+    }
 
     #[test]
     fn a_sweep_goes_over_both_tables_and_tells_them_apart() {
@@ -172,13 +274,13 @@ mod tests {
             put(flows6, Put { slot: 2, ..TCP });
             assert!(flows6.end(2, &flows6.read(2).unwrap(), now_tick()));
             let counts = ReaperCounts::default();
-            sweep([flows, flows6], &counts, None, &|_| None);
+            sweep([flows, flows6], &counts, None, &Nothing);
             let report = counts.report();
             assert_eq!((report.sweeps, report.ipv4.live, report.ipv4.waiting), (1, 2, 0));
             assert_eq!((report.ipv6.live, report.ipv6.waiting, report.ipv6.freed), (2, 2, 0));
             // The grace is three ticks of 67 ms.
             std::thread::sleep(Duration::from_millis(400));
-            sweep([flows, flows6], &counts, None, &|_| None);
+            sweep([flows, flows6], &counts, None, &Nothing);
             let report = counts.report();
             assert_eq!(
                 (report.sweeps, report.ipv6.live, report.ipv6.waiting, report.ipv6.freed),

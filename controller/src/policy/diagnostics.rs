@@ -106,6 +106,11 @@ impl Problems {
         &mut self.entries[last]
     }
 
+    /// Takes over the findings of another reader.
+    pub fn absorb(&mut self, other: Problems) {
+        self.entries.extend(other.entries);
+    }
+
     /// Has an error been reported?
     pub fn has_errors(&self) -> bool {
         self.entries.iter().any(|entry| entry.severity == Severity::Error)

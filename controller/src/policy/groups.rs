@@ -50,9 +50,35 @@ struct Rest {
     destination_ports: Vec<(u16, u16)>,
 }
 
-/// Reads `networkSecurityGroups`.
+/// Fewer groups than this are not worth a thread.
+const GROUPS_PER_THREAD: usize = 16;
+
+/// Reads `networkSecurityGroups`, many of them on all processors.
 pub fn read(items: &[Node<'_>], words: &Words<'_>, problems: &mut Problems) -> Vec<Group> {
-    items.iter().filter_map(|node| read_group(node, words, problems)).collect()
+    let read = |share: &[Node<'_>]| {
+        let mut problems = Problems::default();
+        let groups: Vec<_> = share.iter().filter_map(|node| read_group(node, words, &mut problems)).collect();
+        (groups, problems)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(items.len() / GROUPS_PER_THREAD).max(1);
+    let mut shares = items.chunks(items.len().div_ceil(threads).max(1));
+    let own = shares.next().unwrap_or_default();
+    let mut all = Vec::with_capacity(items.len());
+    std::thread::scope(|scope| {
+        let read = &read;
+        let running: Vec<_> = shares.map(|share| scope.spawn(move || read(share))).collect();
+        let first = read(own);
+        let others = running.into_iter().map(|thread| match thread.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        for (groups, found) in std::iter::once(first).chain(others) {
+            all.extend(groups);
+            problems.absorb(found);
+        }
+    });
+    all
 }
 
 fn read_group(node: &Node<'_>, words: &Words<'_>, problems: &mut Problems) -> Option<Group> {

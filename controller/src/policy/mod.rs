@@ -27,6 +27,7 @@ mod networks;
 mod outbound_rules;
 mod overlap;
 mod peerings;
+mod plain;
 mod platform;
 mod pools;
 mod ports;

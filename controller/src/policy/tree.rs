@@ -13,6 +13,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Error, Spanned};
 
 use super::diagnostics::Problems;
+use super::plain;
 use super::source::{Position, Source, Span};
 
 /// 200 groups of 4,000 rules written out are about 200 MB; more than this is not a policy.
@@ -178,6 +179,20 @@ pub fn read<'s>(source: &'s Source, problems: &mut Problems) -> Option<Node<'s>>
         problems.file_error(message).help("a policy is far smaller: is this the right file?");
         return None;
     }
+    if let Some(root) = plain::read(&source.text) {
+        return Some(root);
+    }
+    match parse(&source.text) {
+        Ok(root) => Some(root),
+        Err(error) => {
+            report(&error, source, problems);
+            None
+        }
+    }
+}
+
+/// Reads any YAML.
+pub(super) fn parse(text: &str) -> Result<Node<'_>, Error> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: 4 * MAX_NODES,
@@ -203,17 +218,9 @@ pub fn read<'s>(source: &'s Source, problems: &mut Problems) -> Option<Node<'s>>
         reject_unsupported_tags: true,
         with_snippet: false,
     };
-    match serde_saphyr::from_str_with_options::<Spanned<Value<'s>>>(&source.text, options) {
-        Ok(spanned) => {
-            let mut root = node(spanned);
-            root.spell(&source.text);
-            Some(root)
-        }
-        Err(error) => {
-            report(&error, source, problems);
-            None
-        }
-    }
+    let mut root = node(serde_saphyr::from_str_with_options::<Spanned<Value<'_>>>(text, options)?);
+    root.spell(text);
+    Ok(root)
 }
 
 /// Turns the parser's error into a finding that says what to do.

@@ -92,8 +92,9 @@ fn next(picked: &mut Picked, told: &Generator) -> Option<u32> {
     Some(sent as u32)
 }
 
+/// Writes Ethernet, IP and UDP of a flow's packet; of a connection's only what it shares with those.
 #[inline(always)]
-fn write(headers: &mut Headers, told: &Generator, flow: u32) {
+pub fn write(headers: &mut Headers, told: &Generator, flow: u32) {
     let guest = flow & (GUESTS - 1);
     let mac = |bytes: &[u8; 6]| {
         [
@@ -141,7 +142,7 @@ fn write(headers: &mut Headers, told: &Generator, flow: u32) {
 /// Turns the datagram into the first segment of a connection: the rest of TCP's header, beginning with the sequence
 /// number where UDP's length is.
 #[inline(always)]
-fn make_syn(ctx: &XdpContext) -> Option<()> {
+pub fn make_syn(ctx: &XdpContext) -> Option<()> {
     let start = ctx.data();
     if start + TCP_END > ctx.data_end() {
         return None;
@@ -168,4 +169,4 @@ fn make_syn(ctx: &XdpContext) -> Option<()> {
 /// Where the IP addresses begin.
 const ADDRESSES: usize = 26;
 /// Where TCP's header ends.
-const TCP_END: usize = 34 + TCP_LENGTH as usize;
+pub const TCP_END: usize = 34 + TCP_LENGTH as usize;

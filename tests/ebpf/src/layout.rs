@@ -37,10 +37,52 @@ pub struct Picked {
     pub lost: u64,
 }
 
+/// What the hero run's generator sends; one element.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Hero {
+    /// As in [`Generator`].
+    pub ifindex: u32,
+    /// Network order.
+    pub destination: u32,
+    /// The gateway's hardware address.
+    pub gateway_mac: [u8; 6],
+    pub pad: [u8; 2],
+    /// Flows that are touched in turns: datagrams of flows 0 to this less one.
+    pub live: u32,
+    /// The first of them that is touched.
+    pub first_touch: u32,
+    /// Number of the first connection; they count on from there, modulo the mask and one.
+    pub first_open: u32,
+    pub open_mask: u32,
+    /// When both clocks begin, `CLOCK_MONOTONIC`, and for how long they run.
+    pub begin_ns: u64,
+    pub length_ns: u64,
+    /// Packets a second.
+    pub touches: u64,
+    pub opens: u64,
+}
+
+/// What the hero run's generator has sent, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct HeroSent {
+    pub touched: u64,
+    pub opened: u64,
+    /// When the last packet was sent, how many had arrived before the first, and how many were given up for lost.
+    pub last_ns: u64,
+    pub arrived_before: u64,
+    pub lost: u64,
+}
+
+pub const SECOND_NS: u64 = 1_000_000_000;
+
 /// In order no more than this many packets are under way: a veth's ring holds 256.
 pub const WINDOW: i64 = 128;
 /// After so long what has not arrived is lost.
 pub const PATIENCE_NS: u64 = 20_000_000;
+/// The same in the hero run, which ends with the first loss, and may wait for a gateway that somebody else is in the way of.
+pub const HERO_PATIENCE_NS: u64 = 500_000_000;
 
 /// Each flow once, in the order of their numbers.
 pub const PICK_IN_ORDER: u32 = 0;
@@ -114,6 +156,8 @@ pub struct Expected {
 pub struct Seen {
     /// The generator's packets, translated or not.
     pub packets: u64,
+    /// Of them those of TCP.
+    pub connections: u64,
     /// Those under the public address.
     pub translated: u64,
     /// Those with right checksums of IP and of UDP or TCP and a TTL less one; only counted when asked to check.
@@ -143,5 +187,7 @@ const _: () = {
     assert!(size_of::<Table>() == 40);
     assert!(size_of::<Entry>() == 48);
     assert!(size_of::<Expected>() == 16);
-    assert!(size_of::<Seen>() == 32);
+    assert!(size_of::<Hero>() == 64);
+    assert!(size_of::<HeroSent>() == 40);
+    assert!(size_of::<Seen>() == 40);
 };

@@ -12,6 +12,8 @@ mod frame;
 #[cfg(target_arch = "bpf")]
 mod generate;
 #[cfg(target_arch = "bpf")]
+mod hero;
+#[cfg(target_arch = "bpf")]
 mod layout;
 #[cfg(target_arch = "bpf")]
 mod sink;

@@ -39,6 +39,9 @@ pub fn pcb_sink(ctx: XdpContext) -> u32 {
         return XDP_DROP;
     }
     seen.packets += 1;
+    if ttl_and_protocol[1] == TCP {
+        seen.connections += 1;
+    }
     if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
         // SAFETY: one aligned word; the gateway's processor is the only one that writes it.
         unsafe { core::ptr::write_volatile(arrived, seen.packets) };

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::napi;
-use super::programs::Programs;
+use super::programs::{Programs, Sending};
 use crate::lab::Namespace;
 use crate::stop;
 
@@ -26,6 +26,7 @@ extern "C" fn nothing(_: libc::c_int) {}
 pub(super) fn while_sending<T: Send>(
     programs: &Programs,
     client: &Namespace,
+    sending: Sending,
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
@@ -34,7 +35,7 @@ pub(super) fn while_sending<T: Send>(
     let enough = AtomicBool::new(false);
     let thread_id = AtomicI32::new(0);
     thread::scope(|scope| {
-        let sender = scope.spawn(|| client.enter(|| send(programs, &enough, &thread_id)));
+        let sender = scope.spawn(|| client.enter(|| send(programs, sending, &enough, &thread_id)));
         // Caught, or a panic would wait for a sender that nobody ends.
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let ended_early = sender.is_finished();
@@ -57,12 +58,21 @@ pub(super) fn while_sending<T: Send>(
     })
 }
 
-fn send(programs: &Programs, enough: &AtomicBool, thread_id: &AtomicI32) -> anyhow::Result<()> {
-    napi::pin_this_thread(napi::processors().0)?;
+fn send(
+    programs: &Programs,
+    sending: Sending,
+    enough: &AtomicBool,
+    thread_id: &AtomicI32,
+) -> anyhow::Result<()> {
+    match sending {
+        Sending::Flows => napi::pin_this_thread(napi::processors().0)?,
+        // The controller works on the same processor.
+        Sending::Hero => napi::keep_this_thread(napi::processors().0)?,
+    }
     // SAFETY: no arguments.
     thread_id.store(unsafe { libc::gettid() }, Ordering::SeqCst);
     while !enough.load(Ordering::SeqCst) && !stop::asked() {
-        let sent = programs.generate(FRAMES);
+        let sent = programs.generate(sending, FRAMES);
         if !enough.load(Ordering::SeqCst) && !stop::asked() {
             sent?;
         }

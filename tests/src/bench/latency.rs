@@ -174,6 +174,7 @@ impl Ends {
             ensure!(heard == payload, "the answer is not what was sent");
         }
         Ok(Verified {
+            section: String::new(),
             figure: name(self.road.gate, 99),
             live_flows: 1,
             sent: PINGS,

@@ -21,16 +21,22 @@ mod deny;
 mod document;
 mod established;
 mod figure;
+mod flip;
 mod gateway;
 mod generator;
 mod groups;
 mod guests;
+mod hero;
+mod hero_end;
+mod hero_stage;
+mod idle;
 mod instructions;
 mod latency;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
 mod layout;
+mod memory;
 mod napi;
 mod netfilter;
 mod new_flow;
@@ -41,6 +47,7 @@ mod plot;
 mod policy;
 mod portcullis;
 mod programs;
+mod reaper;
 mod report;
 mod rig;
 mod road;

@@ -74,6 +74,11 @@ pub(super) fn processors() -> (usize, usize) {
     (0, online - 1)
 }
 
+/// The calling thread, and those it starts, on this processor only.
+pub(super) fn keep_this_thread(processor: usize) -> anyhow::Result<()> {
+    pin(Pid::from_raw(0), processor)
+}
+
 /// The calling thread on this processor only, before everybody else there. By a real-time class: with autogroups a
 /// nice value only counts among the threads of one terminal.
 pub(super) fn pin_this_thread(processor: usize) -> anyhow::Result<()> {

@@ -9,7 +9,8 @@ use super::options::Options;
 use super::report::{Report, Series};
 use super::section::Section;
 use super::statistics::median;
-use crate::occupancy::{Filled, PORTS, fill_in_kernel};
+use crate::claiming::PORTS;
+use crate::occupancy::{Filled, fill_in_kernel};
 
 pub(super) const SECTION: Section = Section {
     name: "occupancy",

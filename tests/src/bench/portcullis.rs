@@ -92,6 +92,16 @@ impl Portcullis {
         Ok(built)
     }
 
+    /// The namespaces, the datapath and the directory of its pins, which has to be dropped last.
+    pub fn into_parts(self) -> (Rig, Datapath, BpfFs) {
+        (self.rig, self.datapath, self._pins)
+    }
+
+    /// The flow table of IPv4, mapped once more.
+    pub fn map_table(&self) -> anyhow::Result<FlowTable> {
+        self.datapath.flow_table()
+    }
+
     fn hook(&mut self) -> anyhow::Result<()> {
         let device = |port: &Port, role, xdp| AttachDevice {
             ifindex: port.ifindex,
@@ -202,12 +212,13 @@ fn known(table: &FlowTable) -> u32 {
     table.iter().filter(|(_, record)| forward(record.ctl, record.key.kind)).count() as u32
 }
 
-fn facts_of(port: &Port) -> DeviceFacts {
+/// What the compiler wants to know of a port.
+pub(super) fn facts_of(port: &Port) -> DeviceFacts {
     DeviceFacts { ifindex: port.ifindex, mac: port.mac, ..DeviceFacts::default() }
 }
 
 /// The compiler's answer as the datapath takes it.
-fn image(compiled: Compiled) -> PolicyImage {
+pub(super) fn image(compiled: Compiled) -> PolicyImage {
     PolicyImage {
         generation: compiled.generation,
         pages: compiled.pages,

@@ -8,7 +8,7 @@ use aya::programs::{Program, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, TestRun as _, TestRunAttrs, TestRunOptions};
 use portcullis_common::layout::{Bucket, FlowKey};
 
-use super::layout::{Bare, Entry, Expected, FRAME_BYTES, Generator, Picked, Seen, Table};
+use super::layout::{Bare, Entry, Expected, FRAME_BYTES, Generator, Hero, HeroSent, Picked, Seen, Table};
 use super::table::Capacity;
 use crate::lab::Namespace;
 
@@ -25,12 +25,34 @@ unsafe impl Pod for Seen {}
 // SAFETY: as above.
 unsafe impl Pod for Picked {}
 // SAFETY: as above.
+unsafe impl Pod for Hero {}
+// SAFETY: as above.
+unsafe impl Pod for HeroSent {}
+// SAFETY: as above.
 unsafe impl Pod for Table {}
 // SAFETY: as above.
 unsafe impl Pod for Entry {}
 
 /// Frames that a processor's page pool keeps going.
 const BATCH: u32 = 64;
+
+/// Which generator sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// As fast as it can, or each flow once.
+    Flows,
+    /// By the clock ([`Hero`]).
+    Hero,
+}
+
+impl Sending {
+    fn program(self) -> &'static str {
+        match self {
+            Sending::Flows => "pcb_generate",
+            Sending::Hero => "pcb_hero",
+        }
+    }
+}
 
 /// The loaded programs of one rig. Detached when dropped.
 pub(super) struct Programs {
@@ -43,7 +65,9 @@ impl Programs {
         loader.map_max_entries("TABLE_HASH", capacity.entries);
         loader.map_max_entries("TABLE_RECORDS", capacity.buckets);
         let mut ebpf = loader.load(OBJECT).context("loading the bench's object")?;
-        for name in ["pcb_generate", "pcb_bare", "pcb_sink", "pcb_table_hash", "pcb_table_records"] {
+        for name in
+            ["pcb_generate", "pcb_hero", "pcb_bare", "pcb_sink", "pcb_table_hash", "pcb_table_records"]
+        {
             xdp_mut(&mut ebpf, name)?.load().with_context(|| format!("loading {name}"))?;
         }
         Ok(Self { ebpf })
@@ -66,6 +90,26 @@ impl Programs {
 
     pub fn tell_table(&mut self, told: &Table) -> anyhow::Result<()> {
         self.tell("TABLE", told)
+    }
+
+    /// Tells the hero run's generator what to send from now on; it has sent nothing yet.
+    pub fn tell_hero(&mut self, told: &Hero) -> anyhow::Result<()> {
+        let map = self.ebpf.map("ARRIVED").context("the object has no map ARRIVED")?;
+        let map: Array<&MapData, u64> = map.try_into().context("ARRIVED")?;
+        let sent = HeroSent { arrived_before: map.get(&0, 0).context("ARRIVED")?, ..HeroSent::default() };
+        let map = self.ebpf.map_mut("HERO_SENT").context("the object has no map HERO_SENT")?;
+        let mut map: PerCpuArray<&mut MapData, HeroSent> = map.try_into().context("HERO_SENT")?;
+        let processors = aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
+        map.set(0, PerCpuValues::try_from(vec![sent; processors])?, 0).context("HERO_SENT")?;
+        self.tell("HERO", told)
+    }
+
+    /// What the hero run's generator has sent since.
+    pub fn hero_sent(&self) -> anyhow::Result<HeroSent> {
+        let map = self.ebpf.map("HERO_SENT").context("the object has no map HERO_SENT")?;
+        let map: PerCpuArray<&MapData, HeroSent> = map.try_into().context("HERO_SENT")?;
+        let values = map.get(&0, 0).context("HERO_SENT")?;
+        Ok(values.iter().max_by_key(|sent| sent.last_ns).copied().unwrap_or_default())
     }
 
     /// Puts flows into the kernel hash.
@@ -119,6 +163,7 @@ impl Programs {
         let values = map.get(&0, 0).context("SEEN")?;
         Ok(values.iter().fold(Seen::default(), |sum, seen| Seen {
             packets: sum.packets + seen.packets,
+            connections: sum.connections + seen.connections,
             translated: sum.translated + seen.translated,
             sound: sum.sound + seen.sound,
             other: sum.other + seen.other,
@@ -127,9 +172,10 @@ impl Programs {
 
     /// Runs the generator for this many frames, or until a signal comes (EINTR). To be called in the client's
     /// namespace: that is where the redirect looks for its device.
-    pub fn generate(&self, frames: u32) -> anyhow::Result<()> {
-        let Some(Program::Xdp(program)) = self.ebpf.program("pcb_generate") else {
-            bail!("the object has no program pcb_generate")
+    pub fn generate(&self, generator: Sending, frames: u32) -> anyhow::Result<()> {
+        let name = generator.program();
+        let Some(Program::Xdp(program)) = self.ebpf.program(name) else {
+            bail!("the object has no program {name}")
         };
         let options = TestRunOptions {
             data_in: Some(&[0; FRAME_BYTES]),

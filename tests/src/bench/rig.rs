@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use super::generator::while_sending;
 use super::layout::{Expected, Generator, PICK_IN_ORDER, PICK_RANDOM, Seen, TCP, UDP};
 use super::napi::{self, NapiThread};
-use super::programs::Programs;
+use super::programs::{Programs, Sending};
 use super::table::Capacity;
 use crate::lab::{LabId, Mac, Namespace, eventually};
 use crate::stop;
@@ -141,6 +141,16 @@ impl Rig {
         })
     }
 
+    /// Where the packets come from, and its device.
+    pub fn client(&self) -> (&Namespace, &'static str) {
+        (&self.client, FAR)
+    }
+
+    /// Runs `work` while the hero run's generator sends what it was told.
+    pub fn while_hero_sends<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        while_sending(&self.programs, &self.client, Sending::Hero, work)
+    }
+
     /// Sends the first packet of each flow, no faster than they arrive, until `known` says that `enough` are there.
     pub fn open_flows(
         &mut self,
@@ -203,7 +213,7 @@ impl Rig {
     /// Sends packets of `flows` flows at random, as many as the client can, and counts what arrives in `window`.
     pub fn measure(&mut self, flows: u32, ramp: Duration, window: Duration) -> anyhow::Result<Sample> {
         self.aim(flows, PICK_RANDOM, SEED)?;
-        while_sending(&self.programs, &self.client, || {
+        while_sending(&self.programs, &self.client, Sending::Flows, || {
             thread::sleep(ramp);
             let (start, busy, before) = (Instant::now(), self.napi.run_time()?, self.programs.seen()?);
             thread::sleep(window);
@@ -241,7 +251,7 @@ impl Rig {
         window: Duration,
     ) -> anyhow::Result<Sample> {
         self.aim(flows, PICK_RANDOM, SEED)?;
-        while_sending(&self.programs, &self.client, || {
+        while_sending(&self.programs, &self.client, Sending::Flows, || {
             thread::sleep(ramp);
             // Each with a time of its own: this thread shares a processor with the gateway's, which goes first.
             let ran = || -> anyhow::Result<_> { Ok((Instant::now(), self.napi.run_time()?)) };
@@ -280,7 +290,7 @@ impl Rig {
     fn send_each(&mut self, flows: u32) -> anyhow::Result<f64> {
         self.aim(flows, PICK_IN_ORDER, 0)?;
         let before = self.programs.seen()?.packets;
-        while_sending(&self.programs, &self.client, || {
+        while_sending(&self.programs, &self.client, Sending::Flows, || {
             let (mut arrived, mut since) = (before, Instant::now());
             let mut first = None;
             loop {
@@ -324,9 +334,10 @@ fn port(namespace: &Namespace, device: &str) -> anyhow::Result<Port> {
     Ok(Port { device: device.to_owned(), ifindex: namespace.ifindex(device)?, mac: namespace.mac(device)? })
 }
 
-fn difference(before: Seen, after: Seen) -> Seen {
+pub(super) fn difference(before: Seen, after: Seen) -> Seen {
     Seen {
         packets: after.packets - before.packets,
+        connections: after.connections - before.connections,
         translated: after.translated - before.translated,
         sound: after.sound - before.sound,
         other: after.other - before.other,

@@ -4,7 +4,8 @@ use anyhow::bail;
 
 use super::{Options, Report};
 use super::{
-    deny, established, groups, guests, latency, new_flow, occupancy, stages, table, tcp_bulk, tcp_crr,
+    deny, established, flip, groups, guests, hero, idle, latency, memory, new_flow, occupancy, reaper,
+    stages, table, tcp_bulk, tcp_crr,
 };
 
 /// A part of the bench that is measured by itself, in namespaces of its own.
@@ -30,6 +31,11 @@ pub(super) const SECTIONS: &[Section] = &[
     tcp_crr::SECTION,
     tcp_bulk::SECTION,
     latency::SECTION,
+    memory::SECTION,
+    reaper::SECTION,
+    flip::SECTION,
+    idle::SECTION,
+    hero::SECTION,
     stages::SECTION,
     guests::SECTION,
     occupancy::SECTION,

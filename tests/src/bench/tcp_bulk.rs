@@ -120,6 +120,7 @@ fn inspect(road: &Road) -> anyhow::Result<Verified> {
     let each = stream.all_bytes / packets.max(1);
     ensure!(each > 1500, "{packets} packets for {} bytes: the offloads are off", stream.all_bytes);
     Ok(Verified {
+        section: String::new(),
         figure: name(road.gate, Placement::Two),
         live_flows: 1,
         sent: packets as u32,

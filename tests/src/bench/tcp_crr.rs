@@ -148,6 +148,7 @@ impl Candidate {
         ensure!(count.done == INSPECTED, "{INSPECTED} cycles were begun: {count:?}");
         ensure!(count.strangers == 0, "not all came under the address they should: {count:?}");
         Ok(Verified {
+            section: String::new(),
             figure: name(road.gate).to_owned(),
             live_flows: INSPECTED as u32,
             sent: INSPECTED as u32,

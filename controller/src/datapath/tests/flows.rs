@@ -37,9 +37,31 @@ fn a_flow_is_freed_only_when_both_directions_are_dead_for_the_grace_and_its_gene
         let swept = flows.sweep(NOW, |slot, record| freed.push((slot, record.key.source)));
         assert_eq!(freed, [(4, 4), (5, 5)]);
         assert_eq!((swept.live, swept.waiting, swept.freed), (2, 3, 3));
+        assert_eq!(swept.due, Some(GRACE + 1), "those that wait");
         assert_eq!(flows.ctl(4), Ctl::new(5, FREE, 0, 0, 0));
         assert_eq!(flows.ctl(6).phase(), FREE);
         assert_eq!(flows.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    });
+}
+
+#[test]
+fn halves_that_only_their_peers_keep_alive_are_told_from_dead_ones_however_many_there_are() {
+    in_a_place_of_its_own(|place| {
+        let options = LoadOptions { flow_buckets: 64, ..LoadOptions::default() };
+        let datapath = Datapath::open(&place.pins(), &options).expect("opens");
+        let flows = datapath.flow_table().expect("maps");
+        let pairs = flows.slots() / 2;
+        for pair in 0..pairs {
+            let dead = pair % 100 == 7;
+            put(&flows, pair, LIVE, pairs + pair, NOW - 1000);
+            put(&flows, pairs + pair, LIVE, pair, if dead { NOW - 1000 } else { NOW + 50 + pair });
+        }
+        let mut freed = Vec::new();
+        let swept = flows.sweep(NOW, |slot, _| freed.push(slot));
+        assert_eq!(freed, [7, 107, 207, 263, 363, 463]);
+        assert_eq!((swept.live, swept.waiting, swept.freed), (flows.slots() - 6, 0, 6));
+        assert_eq!(swept.due, Some(50 + GRACE + 1), "when the first of them dies");
+        assert_eq!(flows.sweep(NOW + 1_000_000, |_, _| ()).due, None, "nothing is left");
     });
 }
 
