@@ -68,7 +68,7 @@ pub struct Measured {
 /// All of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// `smoke`, `quick` or `full`: only the last one measures.
+    /// `smoke`, `quick` or `full`, of which only the last one measures; `mixed` if sections differ.
     pub scale: String,
     /// Somebody ended it before it was complete.
     pub interrupted: bool,
@@ -124,13 +124,15 @@ impl Report {
         earlier.notes.retain(|note| !new(&note.section));
         earlier.verified.retain(|verified| !new(&verified.section));
         earlier.sections.retain(|measured| !new(&measured.name));
+        let same = earlier.sections.is_empty() || earlier.scale == self.scale;
+        let scale = if same { self.scale } else { "mixed".to_owned() };
         earlier.figures.append(&mut self.figures);
         earlier.compared.append(&mut self.compared);
         earlier.series.append(&mut self.series);
         earlier.notes.append(&mut self.notes);
         earlier.verified.append(&mut self.verified);
         earlier.sections.append(&mut self.sections);
-        Report { machine: self.machine, scale: self.scale, interrupted: self.interrupted, ..earlier }
+        Report { machine: self.machine, scale, interrupted: self.interrupted, ..earlier }
     }
 
     /// Adds a sentence for the reader: what was not measured, and why.
@@ -309,6 +311,8 @@ mod tests {
         assert_eq!(figures, [("of_a", 1.0), ("of_b", 2.0)]);
         let notes: Vec<_> = both.notes.iter().map(|note| note.text.as_str()).collect();
         assert_eq!(notes, ["a 1", "b 2"]);
+        let full = Report { scale: "full".to_owned(), ..with(&["b"], 3.0) };
+        assert_eq!([full.clone().over(both).scale, full.over(Report::default()).scale], ["mixed", "full"]);
     }
 
     #[test]
