@@ -48,6 +48,7 @@ fn figures() -> Vec<String> {
 
 fn name(gate: Gate, percent: u32) -> String {
     match gate {
+        Gate::Wire => format!("wire_latency_p{percent}"),
         Gate::Forwarding => format!("forwarding_latency_p{percent}"),
         Gate::Nftables => format!("nft_latency_p{percent}"),
         Gate::Xdp => format!("latency_p{percent}"),
