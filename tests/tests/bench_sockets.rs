@@ -14,6 +14,7 @@ fn smoke(section: &str) -> Option<Report> {
         eprintln!("skipped: {reason}");
         return None;
     }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let report =
         run(&Options { only: vec![section.to_owned()], ..Options::smoke() }).expect("the bench runs");
     assert_eq!(report.failures().collect::<Vec<_>>(), [], "{report}");
@@ -44,6 +45,7 @@ fn tcp_cycles_pass_every_candidate_and_every_port_that_was_claimed_is_free_at_th
             ("nft_tcp_crr", 512, 512, 512),
             ("tcp_crr", 512, 512, 512),
             ("tcp_crr_tc", 512, 512, 512),
+            ("wire_tcp_crr", 512, 512, 0),
         ]
     );
     assert_measured(&report, &["forwarding_tcp_crr", "nft_tcp_crr", "tcp_crr", "tcp_crr_tc"]);

@@ -47,6 +47,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// Who forwards in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
+    /// Nobody: one veth from the client to the server. What the rest costs.
+    Wire,
     /// The kernel, without rules and without translation; the server knows the way back.
     Forwarding,
     /// The kernel, with nftables: stateful accept and masquerade.
@@ -60,6 +62,7 @@ pub(super) enum Gate {
 impl Gate {
     pub const fn title(self) -> &'static str {
         match self {
+            Gate::Wire => "no gateway",
             Gate::Forwarding => "kernel forwarding",
             Gate::Nftables => "nftables masquerade",
             Gate::Xdp => "Portcullis, XDP",
@@ -70,7 +73,7 @@ impl Gate {
     /// From where the server sees what `guest` sends.
     pub const fn seen_as(self, guest: Ipv4Addr) -> Ipv4Addr {
         match self {
-            Gate::Forwarding => guest,
+            Gate::Wire | Gate::Forwarding => guest,
             Gate::Nftables => UPLINK,
             Gate::Xdp | Gate::Tc => FRONTEND,
         }
@@ -148,12 +151,16 @@ impl Road {
         let (client, gateway, server) = (client?, gateway?, server?);
         let stem = format!("r{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let [near, inside, outside, far] = ["c", "i", "o", "s"].map(|end| format!("{stem}{end}"));
-        for (device, namespace, other) in [(&inside, &client, &near), (&outside, &server, &far)] {
-            let name = namespace.name();
-            gateway.ip(&format!("link add {device} type veth peer name {other} netns {name}"))?;
+        let wire = spec.gate == Gate::Wire;
+        let links = [(&gateway, &inside, &client, &near), (&gateway, &outside, &server, &far)];
+        let links = if wire { vec![(&client, &near, &server, &far)] } else { links.to_vec() };
+        for (namespace, device, other, end) in &links {
+            let name = other.name();
+            namespace.ip(&format!("link add {device} type veth peer name {end} netns {name}"))?;
         }
-        let ends = [(&gateway, &inside), (&gateway, &outside), (&client, &near), (&server, &far)];
-        for (namespace, device) in ends {
+        let ends: Vec<_> =
+            links.into_iter().flat_map(|(one, device, other, end)| [(one, device), (other, end)]).collect();
+        for &(namespace, device) in &ends {
             if spec.links == Links::Polled {
                 let off = ["tx", "off", "tso", "off", "gso", "off"];
                 namespace.run(&[&["ethtool", "-K", device], &off[..]].concat())?;
@@ -162,19 +169,25 @@ impl Road {
         }
         if spec.links == Links::Polled {
             // Of devices that are up, or the kernel does not take note that frames may be redirected into them.
-            for (namespace, device) in ends {
+            for &(namespace, device) in &ends {
                 namespace.run(&["ethtool", "-K", device, "gro", "on"])?;
             }
         }
         let mut napi = Vec::new();
         if spec.links == Links::Polled {
-            for device in [&inside, &outside] {
-                let thread = NapiThread::start(&gateway, device)?;
+            // Without a gateway its processor has the work of the last mile, as it always has.
+            for (namespace, device) in ends.into_iter().filter(|(n, _)| wire || n.name() == gateway.name()) {
+                let thread = NapiThread::start(namespace, device)?;
                 thread.pin_first(napi::processors().1)?;
                 napi.push(thread);
             }
         }
-        let macs = [gateway.mac(&inside)?, gateway.mac(&outside)?, client.mac(&near)?, server.mac(&far)?];
+        let (client_mac, server_mac) = (client.mac(&near)?, server.mac(&far)?);
+        let macs = if wire {
+            [server_mac, client_mac, client_mac, server_mac]
+        } else {
+            [gateway.mac(&inside)?, gateway.mac(&outside)?, client_mac, server_mac]
+        };
         let mut road = Self {
             controller: None,
             gate: spec.gate,
@@ -187,6 +200,7 @@ impl Road {
         };
         road.address(&near, &far, macs)?;
         match spec.gate {
+            Gate::Wire => {}
             Gate::Forwarding | Gate::Nftables => road.forward(&inside, macs[2])?,
             Gate::Xdp | Gate::Tc => road.control(spec, &inside, &near, macs)?,
         }
@@ -283,6 +297,9 @@ impl Road {
         }
         let _ = writeln!(lines, "route add 10.0.0.0/21 via {UPLINK} dev {far}");
         batch(&self.server, &lines)?;
+        if self.gate == Gate::Wire {
+            return Ok(());
+        }
         let (outside, server_mac) = (&self.outside, mac_text(server_mac));
         batch(
             &self.gateway,

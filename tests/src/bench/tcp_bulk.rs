@@ -59,6 +59,7 @@ fn figures() -> Vec<String> {
 
 fn name(gate: Gate, placement: Placement) -> String {
     let stem = match gate {
+        Gate::Wire => "wire_tcp_bulk",
         Gate::Forwarding => "forwarding_tcp_bulk",
         Gate::Nftables => "nft_tcp_bulk",
         Gate::Xdp => "tcp_bulk_xdp",

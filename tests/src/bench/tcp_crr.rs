@@ -20,7 +20,7 @@ use crate::lab::eventually_some;
 pub(super) const SECTION: Section =
     Section { name: "tcp_crr", title: "TCP connect-request-close cycles", figures, measure };
 
-const GATES: [Gate; 4] = [Gate::Forwarding, Gate::Nftables, Gate::Xdp, Gate::Tc];
+const GATES: [Gate; 5] = [Gate::Forwarding, Gate::Nftables, Gate::Xdp, Gate::Tc, Gate::Wire];
 const GUESTS: u16 = 64;
 const SERVERS: u16 = 256;
 /// Of each guest: nearly all there are.
@@ -37,16 +37,23 @@ const CONNTRACK_LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const HOLD: u32 = 65;
 
 fn figures() -> Vec<String> {
-    [Gate::Xdp, Gate::Tc].map(|gate| name(gate).to_owned()).into()
+    let of = |gate: Gate| [name(gate).to_owned(), cost(gate)];
+    [Gate::Xdp, Gate::Tc].into_iter().flat_map(of).collect()
 }
 
 const fn name(gate: Gate) -> &'static str {
     match gate {
+        Gate::Wire => "wire_tcp_crr",
         Gate::Forwarding => "forwarding_tcp_crr",
         Gate::Nftables => "nft_tcp_crr",
         Gate::Xdp => "tcp_crr",
         Gate::Tc => "tcp_crr_tc",
     }
+}
+
+/// Name of what the gateway alone costs.
+fn cost(gate: Gate) -> String {
+    format!("{}_gateway_us", name(gate))
 }
 
 struct Candidate {
@@ -83,7 +90,9 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         let Candidate { cycles, road } = candidate;
         let measured = cycles.measure(road, AT_ONCE, options.ramp, options.turn());
         let measured = measured.with_context(|| road.gate.title())?;
-        Ok([measured.cycles_per_second, measured.busy])
+        // Of the gateway's processor, for each cycle.
+        let microseconds = measured.busy / measured.cycles_per_second * 1e6;
+        Ok([measured.cycles_per_second, measured.busy, microseconds])
     });
     if rounds.iter().all(|rounds| !rounds.is_empty()) {
         push(&rounds, report);
@@ -99,7 +108,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn push(rounds: &[Vec<[f64; 2]>], report: &mut Report) {
+fn push(rounds: &[Vec<[f64; 3]>], report: &mut Report) {
     let (forwarding, nftables) = (column(&rounds[0], 0), column(&rounds[1], 0));
     for (gate, rounds) in GATES.into_iter().zip(rounds) {
         let mut figure = Figure::from_samples(name(gate), "cycles/s", &column(rounds, 0))
@@ -110,6 +119,20 @@ fn push(rounds: &[Vec<[f64; 2]>], report: &mut Report) {
         }
         figure.busy = median(&column(rounds, 1));
         report.figures.push(figure);
+    }
+    // What that processor does for the sockets is nearly the same whoever forwards, and is all there is on the wire alone.
+    // Nearly: on the wire it sleeps and is woken more often, so that what is left for the gateway is a lower bound.
+    let wire = column(&rounds[4], 2);
+    let own = |rounds: &[[f64; 3]]| -> Vec<f64> {
+        column(rounds, 2).iter().zip(&wire).map(|(all, wire)| all - wire).collect()
+    };
+    let (forwarding, nftables) = (own(&rounds[0]), own(&rounds[1]));
+    for (gate, rounds) in GATES.into_iter().zip(rounds).filter(|(gate, _)| *gate != Gate::Wire) {
+        report.figures.push(
+            Figure::from_samples(cost(gate), "µs", &own(rounds))
+                .ratio_to_limit_of("the kernel's forwarding without rules", &forwarding)
+                .ratio_to_nftables_of(&nftables),
+        );
     }
 }
 
@@ -141,7 +164,7 @@ impl Candidate {
             // XDP leaves the router's ARP, and nothing else, to TC.
             Gate::Xdp => xdp > INSPECTED && tc < INSPECTED / 8,
             Gate::Tc => xdp == 0 && tc > INSPECTED,
-            Gate::Forwarding | Gate::Nftables => true,
+            Gate::Wire | Gate::Forwarding | Gate::Nftables => true,
         };
         ensure!(right, "pc_xdp ran {xdp} times and pc_tc {tc} times for {INSPECTED} cycles");
         let count = cycles.count();
@@ -153,7 +176,7 @@ impl Candidate {
             live_flows: INSPECTED as u32,
             sent: INSPECTED as u32,
             seen: count.done,
-            translated: if road.gate == Gate::Forwarding { 0 } else { count.done },
+            translated: if matches!(road.gate, Gate::Wire | Gate::Forwarding) { 0 } else { count.done },
         })
     }
 
