@@ -87,6 +87,9 @@ fn next(picked: &mut Picked, told: &Generator) -> Option<u32> {
         }
         picked.lost = picked.lost.wrapping_add(under_way as u64);
     }
+    if sent == 0 {
+        picked.first_ns = now;
+    }
     picked.last_ns = now;
     picked.state = sent + 1;
     Some(sent as u32)

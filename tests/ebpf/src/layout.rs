@@ -29,6 +29,8 @@ pub struct Generator {
 pub struct Picked {
     /// In order: packets sent so far. Random: the state of the random numbers, never 0.
     pub state: u64,
+    /// In order: when the first one was sent.
+    pub first_ns: u64,
     /// In order: when the last one was sent.
     pub last_ns: u64,
     /// In order: how many had arrived before the first.
@@ -182,7 +184,7 @@ pub const SENT_TTL: u8 = 64;
 
 const _: () = {
     assert!(size_of::<Generator>() == 24);
-    assert!(size_of::<Picked>() == 32);
+    assert!(size_of::<Picked>() == 40);
     assert!(size_of::<Bare>() == 16);
     assert!(size_of::<Table>() == 40);
     assert!(size_of::<Entry>() == 48);

@@ -26,7 +26,7 @@ enum Candidate {
     /// With nothing that knows flows.
     Plain(Rig),
     Netfilter(Netfilter),
-    Portcullis(Portcullis),
+    Portcullis(Box<Portcullis>),
     Table(Filled),
 }
 
@@ -60,7 +60,7 @@ impl Candidates {
         let portcullis = |room: u32, xdp| -> anyhow::Result<Candidate> {
             let mut built = Portcullis::build(table_for(room), groups, xdp)?;
             built.open_flows(flows, enough)?;
-            Ok(Candidate::Portcullis(built))
+            Ok(Candidate::Portcullis(Box::new(built)))
         };
         let netfilter = |tool| -> anyhow::Result<Candidate> {
             let mut built = Netfilter::build(tool, Lists::Both(groups))?;
@@ -95,7 +95,14 @@ impl Candidates {
         check(kind, sent, flows - live, seen)?;
         self.made.insert(kind, made);
         let Seen { packets, translated, .. } = seen;
-        Ok(Verified { figure: kind.figure(self.size), live_flows: live, sent, seen: packets, translated })
+        Ok(Verified {
+            section: String::new(),
+            figure: kind.figure(self.size),
+            live_flows: live,
+            sent,
+            seen: packets,
+            translated,
+        })
     }
 
     /// One measurement; the flows are open.

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 
+use super::document;
 use super::options::Options;
 use super::run;
 use super::section;
@@ -32,6 +33,15 @@ pub struct Arguments {
     /// How long each measurement of a packet rate counts
     #[arg(long)]
     seconds: Option<f64>,
+    /// Write docs/performance.md with its plots, as a complete run does anyway; with --only, the rest of it stays as it is
+    #[arg(long, conflicts_with = "list")]
+    write: bool,
+    /// Do not write docs/performance.md, not even after a complete run
+    #[arg(long, conflicts_with_all = ["write", "render"])]
+    no_write: bool,
+    /// Measure nothing, and write docs/performance.md anew from its template and docs/performance/report.json
+    #[arg(long, conflicts_with_all = ["quick", "only", "list", "rounds", "seconds", "write"])]
+    render: bool,
     /// What standard output gets
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -68,10 +78,24 @@ pub fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         print!("{}", section::list());
         return Ok(ExitCode::SUCCESS);
     }
+    let docs = document::directory();
+    if arguments.render {
+        let report = document::last_report(&docs)?
+            .context("there is no report yet; `cargo xtask bench` writes one")?;
+        document::write(&report, &docs)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = run::run(&arguments.options()?)?;
     match arguments.output {
         Output::Table => print!("{report}"),
         Output::Json => println!("{}", report.json()?),
+    }
+    let whole = !arguments.quick && arguments.only.is_empty();
+    if !report.interrupted && (arguments.write || (whole && !arguments.no_write)) {
+        let earlier =
+            document::last_report(&docs)?.filter(|_| !arguments.only.is_empty()).unwrap_or_default();
+        document::write(&report.clone().over(earlier), &docs)?;
+        eprintln!("bench: wrote {}/performance.md", docs.display());
     }
     for (section, error) in report.failures() {
         eprintln!("error: section {section} failed: {error}");

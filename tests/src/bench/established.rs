@@ -6,7 +6,7 @@ use super::candidate::Candidates;
 use super::figure::{Better, By, Figure};
 use super::options::Options;
 use super::plan::{Kind, Size, program_time_figure};
-use super::report::Report;
+use super::report::{Report, Series};
 use super::rig::Sample;
 use super::section::Section;
 use super::statistics::{median, paired_extra_ns};
@@ -36,7 +36,26 @@ fn figures() -> Vec<String> {
 }
 
 fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    measure_kinds(&KINDS, options, report)
+    let measured = measure_kinds(&KINDS, options, report);
+    for kind in KINDS {
+        let rate = |size: Size| {
+            let figure = report.figure(&kind.figure(size))?;
+            Some((f64::from(size.flows(options.scale)), figure.value))
+        };
+        let points: Vec<(f64, f64)> = Size::ALL.into_iter().filter_map(rate).collect();
+        if points.len() > 1 {
+            report.series.push(Series {
+                plot: "established".to_owned(),
+                title: "Packets a second of established flows".to_owned(),
+                name: kind.title().to_owned(),
+                x_label: "live flows".to_owned(),
+                unit: "Mpps".to_owned(),
+                logarithmic: true,
+                points,
+            });
+        }
+    }
+    measured
 }
 
 /// Measures these candidates with every number of flows.
@@ -65,7 +84,15 @@ fn measure_size(all: &[Kind], size: Size, options: &Options, report: &mut Report
         }
         stop::check()?;
         options.tell(&format!("{}: opening {flows} flows", kind.figure(size)));
-        let verified = candidates.open(kind, options).with_context(|| kind.title())?;
+        let verified = match candidates.open(kind, options).with_context(|| kind.title()) {
+            Ok(verified) => verified,
+            // There are kernels without it, and installations for another kernel.
+            Err(error) if kind == Kind::Iptables && !stop::asked() => {
+                report.note(format!("{} was not measured: {error:#}", kind.figure(size)));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if verified.live_flows < flows {
             let missing = flows - verified.live_flows;
             report.note(format!("{}: {missing} of {flows} flows were refused", kind.figure(size)));

@@ -8,7 +8,6 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::figure::Figure;
 use super::options::Options;
@@ -20,16 +19,12 @@ use crate::lab::{Craft, TcpFlags};
 use crate::random::Random;
 use crate::stop;
 use anyhow::{Context as _, ensure};
-use portcullis::datapath::now_tick;
 use portcullis_common::engine::Hook;
-use portcullis_common::flow::{Ctl, FLAG_FORWARD};
 
 /// Rules of each of the two groups.
 const RULES: [usize; 3] = [1, 1000, 3997];
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const TAG_FILE: &str = "shared/data/servicetags/ServiceTags_Public_20251013.json";
-/// Flows of one measurement end before the next begins; their slots are free again after this.
-const GRACE: Duration = Duration::from_millis(400);
 
 pub(super) const SECTION: Section = Section {
     name: "groups",

@@ -16,15 +16,19 @@
 mod candidate;
 mod command;
 mod conntrack;
+mod deny;
+mod document;
 mod established;
 mod figure;
 mod flip;
+mod gateway;
 mod generator;
 mod groups;
 mod hero;
 mod hero_end;
 mod hero_stage;
 mod idle;
+mod instructions;
 // One file for both sides of the shared maps.
 #[allow(dead_code, reason = "some of it is the programs' own")]
 #[path = "../../ebpf/src/layout.rs"]
@@ -32,8 +36,10 @@ mod layout;
 mod memory;
 mod napi;
 mod netfilter;
+mod new_flow;
 mod options;
 mod plan;
+mod plot;
 mod policy;
 mod portcullis;
 mod programs;
@@ -43,12 +49,13 @@ mod rig;
 mod rules;
 mod run;
 mod section;
+mod stages;
 mod statistics;
 mod table;
 
 pub use command::{Arguments, execute};
 pub use figure::{Better, By, Figure, Met};
 pub use options::{Options, Scale};
-pub use report::{Report, Series, Verified};
+pub use report::{Measured, Note, Report, Series, Verified};
 pub use run::run;
-pub use section::REQUIRED;
+pub use section::{REQUIRED, figures};

@@ -6,12 +6,13 @@
 use anyhow::{Context as _, ensure};
 
 use super::figure::{Better, By, Figure};
+use super::gateway::Gateway;
 use super::netfilter::{self, Lists, Netfilter, Tool};
 use super::options::Options;
 use super::policy::Groups;
 use super::portcullis::{Portcullis, default_table};
 use super::report::Report;
-use super::rig::{Rig, Sample};
+use super::rig::Sample;
 use super::section::Section;
 use super::statistics::median;
 use crate::stop;
@@ -30,39 +31,21 @@ fn figures() -> Vec<String> {
     ["new_flow", "tc_new_flow", "nft_new_flow"].into_iter().flat_map(of).collect()
 }
 
-enum Gateway {
-    Portcullis(Portcullis),
-    Netfilter(Netfilter),
-}
-
-impl Gateway {
-    fn rig(&mut self) -> &mut Rig {
-        match self {
-            Gateway::Portcullis(made) => &mut made.rig,
-            Gateway::Netfilter(made) => &mut made.rig,
-        }
-    }
-
-    /// New flows a second; the gateway knows none before and after.
-    fn burst(&mut self, flows: u32, syns: bool) -> anyhow::Result<Sample> {
-        self.rig().send_syns(syns);
-        let sample = self.rig().burst(flows)?;
-        let (known, refused) = match self {
-            Gateway::Portcullis(made) => (made.known(), made.counts()),
-            Gateway::Netfilter(made) => (made.known()?, String::new()),
-        };
-        let enough = u64::from(flows) - u64::from(flows) / TOLERATED;
-        ensure!(
-            u64::from(known) >= enough && sample.seen.translated >= enough,
-            "of a burst of {flows} flows {known} were known and {} packets arrived translated {refused}",
-            sample.seen.translated
-        );
-        match self {
-            Gateway::Portcullis(made) => made.flush()?,
-            Gateway::Netfilter(made) => made.flush()?,
-        }
-        Ok(sample)
-    }
+/// New flows a second; the gateway knows none before and after.
+fn burst(gateway: &mut Gateway, flows: u32, syns: bool) -> anyhow::Result<Sample> {
+    gateway.rig().send_syns(syns);
+    let sample = gateway.rig().burst(flows)?;
+    let known = u64::from(gateway.known()?);
+    let enough = u64::from(flows) - u64::from(flows) / TOLERATED;
+    ensure!(
+        known >= enough && sample.seen.translated >= enough,
+        "of a burst of {flows} flows {known} were known and {} packets arrived translated; counted: {}",
+        sample.seen.translated,
+        gateway.counts()
+    );
+    ensure!(sample.packets_per_second.is_finite(), "the burst took no time");
+    gateway.flush()?;
+    Ok(sample)
 }
 
 fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -71,14 +54,14 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let groups = Groups::THOUSAND;
     options.tell("building the namespaces and loading the programs");
     let mut gateways = vec![
-        ("new_flow", Gateway::Portcullis(Portcullis::build(table, groups, true)?)),
-        ("tc_new_flow", Gateway::Portcullis(Portcullis::build(table, groups, false)?)),
+        ("new_flow", Gateway::Portcullis(Box::new(Portcullis::build(table, groups, true)?))),
+        ("tc_new_flow", Gateway::Portcullis(Box::new(Portcullis::build(table, groups, false)?))),
     ];
     match netfilter::limit(Tool::Nft, flows) {
         Some(why) => report.note(format!("nft_new_flow was not measured: {why}")),
         None => {
             let built = Netfilter::build(Tool::Nft, Lists::Both(groups))?;
-            gateways.push(("nft_new_flow", Gateway::Netfilter(built)));
+            gateways.push(("nft_new_flow", Gateway::Netfilter(Box::new(built))));
         }
     }
     for (protocol, syns) in PROTOCOLS {
@@ -87,13 +70,16 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             continue;
         }
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); gateways.len()];
-        let rounds = options.each_round(&format!("bursts of {flows} {}", if syns { "SYNs" } else { "datagrams" }), |_| {
-            for ((who, gateway), samples) in gateways.iter_mut().zip(&mut samples) {
-                stop::check()?;
-                samples.push(gateway.burst(flows, syns).with_context(|| name(who))?);
-            }
-            Ok(())
-        });
+        let rounds = options.each_round(
+            &format!("bursts of {flows} {}", if syns { "SYNs" } else { "datagrams" }),
+            |_| {
+                for ((who, gateway), samples) in gateways.iter_mut().zip(&mut samples) {
+                    stop::check()?;
+                    samples.push(burst(gateway, flows, syns).with_context(|| name(who))?);
+                }
+                Ok(())
+            },
+        );
         // An interrupted round is not one.
         let whole = samples.last().map_or(0, Vec::len);
         let rates: Vec<Vec<f64>> = samples

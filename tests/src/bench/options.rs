@@ -16,6 +16,11 @@ pub enum Scale {
 }
 
 impl Scale {
+    /// As reports call it.
+    pub fn name(self) -> &'static str {
+        self.pick("smoke", "quick", "full")
+    }
+
     /// The one of three that belongs to this scale.
     pub fn pick<T>(self, smoke: T, quick: T, full: T) -> T {
         match self {

@@ -148,12 +148,14 @@ impl Programs {
         map.set(0, PerCpuValues::try_from(vec![picked; processors])?, 0).context("PICKED")
     }
 
-    /// How far the generator has come in the order of the flows, on the processor where it runs.
-    pub fn position(&self) -> anyhow::Result<u64> {
+    /// How far the generator has come in the order of the flows, on the processor where it runs, and how long that took.
+    pub fn position(&self) -> anyhow::Result<(u64, Duration)> {
         let map = self.ebpf.map("PICKED").context("the object has no map PICKED")?;
         let map: PerCpuArray<&MapData, Picked> = map.try_into().context("PICKED")?;
         let values = map.get(&0, 0).context("PICKED")?;
-        Ok(values.iter().map(|picked| picked.state).max().unwrap_or_default())
+        let furthest = values.iter().max_by_key(|picked| picked.state).copied().unwrap_or_default();
+        let took = furthest.last_ns.saturating_sub(furthest.first_ns);
+        Ok((furthest.state, Duration::from_nanos(took)))
     }
 
     /// What the sink saw so far, on all processors.

@@ -11,6 +11,8 @@ use super::figure::{Figure, Met};
 /// What a candidate did with packets whose checksums were added up.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verified {
+    #[serde(default)]
+    pub section: String,
     pub figure: String,
     pub live_flows: u32,
     pub sent: u32,
@@ -37,8 +39,16 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// One section of a run.
+/// A sentence for the reader: what was not measured, and why.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Note {
+    /// The section it is about.
+    pub section: String,
+    pub text: String,
+}
+
+/// One section of a run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Measured {
     pub name: String,
     pub title: String,
@@ -46,6 +56,9 @@ pub struct Measured {
     pub date: String,
     /// How long it took.
     pub seconds: f64,
+    /// The names of the plots it gave.
+    #[serde(default)]
+    pub plots: Vec<String>,
     pub load_before: String,
     pub load_after: String,
     /// Why it is not complete.
@@ -66,7 +79,7 @@ pub struct Report {
     pub series: Vec<Series>,
     pub verified: Vec<Verified>,
     /// What was not measured, and why.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     pub sections: Vec<Measured>,
     pub machine: Vec<(String, String)>,
 }
@@ -87,9 +100,42 @@ impl Report {
         self.sections.iter().filter_map(|s| Some((s.name.as_str(), s.error.as_deref()?)))
     }
 
+    /// Says of everything that nobody has said it of which section it is from.
+    pub(super) fn name_section(&mut self, name: &str) {
+        let figures = self.figures.iter_mut().chain(&mut self.compared).map(|figure| &mut figure.section);
+        let notes = self.notes.iter_mut().map(|note| &mut note.section);
+        let verified = self.verified.iter_mut().map(|verified| &mut verified.section);
+        for section in figures.chain(notes).chain(verified).filter(|section| section.is_empty()) {
+            *section = name.to_owned();
+        }
+    }
+
+    /// This report, and of an earlier one the sections that this one has not measured: of a whole run when one section was
+    /// measured again.
+    #[must_use]
+    pub(super) fn over(mut self, mut earlier: Report) -> Report {
+        let new = |section: &String| self.sections.iter().any(|measured| measured.name == *section);
+        earlier.figures.retain(|figure| !new(&figure.section));
+        earlier.compared.retain(|figure| !new(&figure.section));
+        let again =
+            self.sections.iter().chain(earlier.sections.iter().filter(|measured| new(&measured.name)));
+        let plots: Vec<String> = again.flat_map(|measured| measured.plots.clone()).collect();
+        earlier.series.retain(|series| !plots.contains(&series.plot));
+        earlier.notes.retain(|note| !new(&note.section));
+        earlier.verified.retain(|verified| !new(&verified.section));
+        earlier.sections.retain(|measured| !new(&measured.name));
+        earlier.figures.append(&mut self.figures);
+        earlier.compared.append(&mut self.compared);
+        earlier.series.append(&mut self.series);
+        earlier.notes.append(&mut self.notes);
+        earlier.verified.append(&mut self.verified);
+        earlier.sections.append(&mut self.sections);
+        Report { machine: self.machine, scale: self.scale, interrupted: self.interrupted, ..earlier }
+    }
+
     /// Adds a sentence for the reader: what was not measured, and why.
     pub fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
+        self.notes.push(Note { section: String::new(), text: note.into() });
     }
 }
 
@@ -112,7 +158,7 @@ impl fmt::Display for Report {
             }
         }
         for note in &self.notes {
-            writeln!(f, "\n{note}")?;
+            writeln!(f, "\n{}", note.text)?;
         }
         if self.interrupted {
             writeln!(f, "\nINTERRUPTED: this is what was measured until then, and no more.")?;
@@ -244,6 +290,25 @@ mod tests {
         assert_eq!(json["figures"].as_array().map(Vec::len), Some(1));
         assert_eq!(json["interrupted"], true);
         assert!(report.to_string().contains("INTERRUPTED"));
+    }
+
+    #[test]
+    fn a_section_measured_again_takes_the_place_of_what_it_was() {
+        let with = |sections: &[&str], value: f64| {
+            let mut report = Report::default();
+            for &name in sections {
+                report.sections.push(Measured { name: name.to_owned(), ..Measured::default() });
+                report.figures.push(Figure::once(format!("of_{name}"), "ns", value));
+                report.note(format!("{name} {value}"));
+                report.name_section(name);
+            }
+            report
+        };
+        let both = with(&["b"], 2.0).over(with(&["a", "b"], 1.0));
+        let figures: Vec<_> = both.figures.iter().map(|f| (f.name.as_str(), f.value)).collect();
+        assert_eq!(figures, [("of_a", 1.0), ("of_b", 2.0)]);
+        let notes: Vec<_> = both.notes.iter().map(|note| note.text.as_str()).collect();
+        assert_eq!(notes, ["a 1", "b 2"]);
     }
 
     #[test]

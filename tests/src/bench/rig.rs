@@ -253,15 +253,17 @@ impl Rig {
         self.aim(flows, PICK_RANDOM, SEED)?;
         while_sending(&self.programs, &self.client, Sending::Flows, || {
             thread::sleep(ramp);
-            let (busy, seen, (start, before)) =
-                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
+            // Each with a time of its own: this thread shares a processor with the gateway's, which goes first.
+            let ran = || -> anyhow::Result<_> { Ok((Instant::now(), self.napi.run_time()?)) };
+            let (seen, (start, before), (then, ran_before)) =
+                (self.programs.seen()?, self.received()?, ran()?);
             thread::sleep(window);
-            let (busy_end, seen_end, (end, after)) =
-                (self.napi.run_time()?, self.programs.seen()?, self.received()?);
-            let seconds = (end - start).as_secs_f64();
+            let (seen_end, (end, after), (now, ran_after)) =
+                (self.programs.seen()?, self.received()?, ran()?);
+            let ran = ran_after.saturating_sub(ran_before).as_secs_f64();
             Ok(Sample {
-                packets_per_second: (after - before) as f64 / seconds,
-                busy: busy_end.saturating_sub(busy).as_secs_f64() / seconds,
+                packets_per_second: (after - before) as f64 / (end - start).as_secs_f64(),
+                busy: ran / (now - then).as_secs_f64(),
                 seen: difference(seen, seen_end),
             })
         })
@@ -283,27 +285,25 @@ impl Rig {
         Ok((now, packets))
     }
 
-    /// One packet of each flow, no faster than they arrive; returns when they have arrived or are lost, with how many
-    /// arrived a second between the first that was seen and the last.
+    /// One packet of each flow, no faster than they arrive; returns when they have arrived or are lost, with how many arrived
+    /// a second. The time is the generator's own, which is never further than a window ahead: this thread shares a
+    /// processor with the gateway's, which goes first.
     fn send_each(&mut self, flows: u32) -> anyhow::Result<f64> {
         self.aim(flows, PICK_IN_ORDER, 0)?;
         let before = self.programs.seen()?.packets;
         while_sending(&self.programs, &self.client, Sending::Flows, || {
             let (mut arrived, mut since) = (before, Instant::now());
-            let mut first = None;
             loop {
                 thread::sleep(Duration::from_millis(2));
                 stop::check()?;
                 let now = self.programs.seen()?.packets;
                 if now != arrived {
                     (arrived, since) = (now, Instant::now());
-                    first = first.or(Some((since, arrived)));
                 }
-                let all_sent = self.programs.position()? >= u64::from(flows);
+                let (sent, took) = self.programs.position()?;
+                let all_sent = sent >= u64::from(flows);
                 if all_sent && (arrived - before >= u64::from(flows) || since.elapsed() > SILENCE) {
-                    let rate = first
-                        .map(|(then, packets)| (arrived - packets) as f64 / (since - then).as_secs_f64());
-                    return Ok(rate.filter(|rate| rate.is_finite()).unwrap_or_default());
+                    return Ok((arrived - before) as f64 / took.as_secs_f64());
                 }
             }
         })

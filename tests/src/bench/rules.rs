@@ -44,7 +44,8 @@ impl Rules {
             let sensible =
                 (1..=223).contains(&prefix.octets()[0]) && ![10, 127, 198, 203].contains(&prefix.octets()[0]);
             if sensible {
-                let (protocol, allow) = if rules.len() % 2 == 0 { ("tcp", true) } else { ("udp", false) };
+                let (protocol, allow) =
+                    if rules.len().is_multiple_of(2) { ("tcp", true) } else { ("udp", false) };
                 rules.push(Rule { prefix, length, protocol, ports, allow });
             }
         }

@@ -3,8 +3,7 @@
 use anyhow::bail;
 
 use super::{Options, Report};
-use super::{established, groups, table};
-use super::{flip, hero, idle, memory, reaper};
+use super::{deny, established, flip, groups, hero, idle, memory, new_flow, reaper, stages, table};
 
 /// A part of the bench that is measured by itself, in namespaces of its own.
 pub(super) struct Section {
@@ -22,7 +21,11 @@ pub(super) struct Section {
 
 /// All sections, in the order they are measured.
 pub(super) const SECTIONS: &[Section] = &[
+    // One line for each.
     established::SECTION,
+    new_flow::SECTION,
+    deny::SECTION,
+    stages::SECTION,
     table::SECTION,
     groups::SECTION,
     memory::SECTION,
@@ -65,6 +68,11 @@ pub(super) fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static Section>> {
         .iter()
         .filter(|section| only.is_empty() || only.iter().any(|name| knows(section, name)))
         .collect())
+}
+
+/// The names of all figures that there can be.
+pub fn figures() -> Vec<String> {
+    SECTIONS.iter().flat_map(|section| (section.figures)()).collect()
 }
 
 /// What `--list` prints: each section, and below it its figures.
