@@ -36,7 +36,7 @@ fn a_change_of_policy_is_taken_apart_and_nothing_of_it_is_missing() {
     let Some(report) = measured("flip") else { return };
     let Some(whole) = report.figure("policy_flip_s") else {
         // Azure's tag file is not here, which the report says.
-        assert!(report.notes[0].contains("was not measured"), "{:?}", report.notes);
+        assert!(report.notes[0].text.contains("was not measured"), "{:?}", report.notes);
         return;
     };
     let parts = ["parsed", "compiled", "installed"]
@@ -58,6 +58,6 @@ fn the_hero_run_loses_nothing_and_leaves_nothing() {
     let Some(report) = measured("hero") else { return };
     let rate = report.figure("hero_cps").expect("it held").value;
     assert!([1000.0, 900.0, 810.0, 729.0].contains(&rate), "{rate} is none of the rates that it tries");
-    let note = report.notes.iter().find(|note| note.starts_with("hero run")).expect("a note");
-    assert!(note.contains(&format!("{rate:.0} SYNs and 500 datagrams sent")), "{note}");
+    let note = report.notes.iter().find(|note| note.text.starts_with("hero run")).expect("a note");
+    assert!(note.text.contains(&format!("{rate:.0} SYNs and 500 datagrams sent")), "{}", note.text);
 }

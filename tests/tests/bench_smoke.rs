@@ -9,7 +9,7 @@ use serde_json::Value;
 /// Figures that are not everywhere: what is needed for them, and the beginnings of their names.
 const ELSEWHERE: [(&str, &[&str]); 3] = [
     ("iptables is installed", &["iptables_"]),
-    ("the service tags of `/work/shared/data`", &["group_"]),
+    ("the service tags of `/work/shared/data`", &["group_", "policy_flip_"]),
     ("the processor counts instructions", &["stage_"]),
 ];
 
@@ -62,9 +62,9 @@ fn every_section_runs_and_every_figure_is_in_the_json_or_a_note_says_why_not() {
         let sensible = |value: f64| value.is_finite() && (value > 0.0 || !rate);
         assert!(figure["value"].as_f64().is_some_and(sensible), "{figure}");
     }
-    for figure in
-        listed.iter().filter(|figure| figure["name"].as_str().is_some_and(|name| REQUIRED.contains(&name)))
-    {
+    // The hero run has nothing to reach: its rate is reported.
+    let judged = |name: &str| REQUIRED.contains(&name) && name != "hero_cps";
+    for figure in listed.iter().filter(|figure| figure["name"].as_str().is_some_and(judged)) {
         for key in ["must", "goal", "by", "better"] {
             assert!(!figure[key].is_null(), "{key} of {figure}");
         }

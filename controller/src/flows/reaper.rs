@@ -144,7 +144,7 @@ fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts, datapath: &dyn Reap
         let before = look();
         let done = sweep(tables, counts, sender.as_mut(), datapath);
         let since = Instant::now();
-        while !counts.stop.load(Relaxed) && !done.is_over(since.elapsed(), before, &look) {
+        while !counts.stop.load(Relaxed) && !done.is_over(since.elapsed(), before, look) {
             std::thread::sleep(BEAT);
         }
     }
