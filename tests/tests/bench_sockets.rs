@@ -52,7 +52,7 @@ fn tcp_cycles_pass_every_candidate_and_every_port_that_was_claimed_is_free_at_th
     // The section fails if a cycle did not claim a port, or one is not free after the hold-down; it says what it counted.
     for name in ["tcp_crr: ", "tcp_crr_tc: "] {
         let account =
-            report.notes.iter().find_map(|note| note.strip_prefix(name)).expect("it is accounted for");
+            report.notes.iter().find_map(|note| note.text.strip_prefix(name)).expect("it is accounted for");
         let cycles: u64 = account.split(' ').next().and_then(|word| word.parse().ok()).expect("it begins so");
         assert!(cycles > 512, "{account}");
         assert!(account.contains(&format!("claimed {cycles} times")), "{account}");

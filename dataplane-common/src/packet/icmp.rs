@@ -203,7 +203,7 @@ pub fn translate<F: Family>(
     // What becomes of the ICMP message, and so of its checksum.
     let mut change = addresses;
     if quote.ports {
-        let Some(added) = write_transport::<F>(packet, ctx, quote, addresses) else { return false };
+        let Some(added) = write_transport(packet, ctx, quote, addresses) else { return false };
         change = checksum::add(change, added);
     }
     if F::V6 {
@@ -244,12 +244,7 @@ pub fn translate<F: Family>(
 /// Writes ports or identifier of the quote, and its transport checksum if the quote reaches so far. Returns the difference all
 /// of that makes in a sum.
 #[inline(always)]
-fn write_transport<F: Family>(
-    packet: &impl Packet,
-    ctx: &Context,
-    quote: &Quote,
-    addresses: u32,
-) -> Option<u32> {
+fn write_transport(packet: &impl Packet, ctx: &Context, quote: &Quote, addresses: u32) -> Option<u32> {
     let (old, new) = (&ctx.claim, &ctx.new);
     let header = at::<[u16; 4]>(packet, quote.l4())?;
     let numbers = checksum::difference16(old.source_port, new.source_port)
