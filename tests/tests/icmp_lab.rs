@@ -160,7 +160,7 @@ fn ping_and_traceroute_hear_of_routers_on_the_way() {
                 // As traceroute does: a closed port, one hop more each time.
                 let eyes = edge.topology.sniff_guest(&format!("vm{number}")).unwrap();
                 let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
-                for (ttl, kinds) in [(2, [11, 3]), (3, [3, 1])] {
+                for (ttl, kinds) in [(1, [11, 3]), (2, [11, 3]), (3, [3, 1])] {
                     let socket = udp_socket(from, any).unwrap();
                     if to.is_ipv4() {
                         socket.set_ttl(ttl).unwrap();
@@ -173,6 +173,9 @@ fn ping_and_traceroute_hear_of_routers_on_the_way() {
                     let heard = heard.unwrap_or_else(|| panic!("{what}, hop {ttl}: {:?}", edge.reasons()));
                     let hop = heard.ip.as_ref().map(|ip| ip.source);
                     assert_eq!(hop == Some(to), ttl == 3, "{what}, hop {ttl}: {heard:?}");
+                    let gateway: IpAddr =
+                        if to.is_ipv4() { "10.0.1.1" } else { "fd00:1:0:1::1" }.parse().unwrap();
+                    assert_eq!(hop == Some(gateway), ttl == 1, "{what}, hop {ttl}: {heard:?}");
                 }
             }
         }
