@@ -128,6 +128,8 @@ reasons! {
     NoBackend = "no_healthy_backend", true;
     /// As many ports tried as one packet may, and all taken towards this destination; the retransmission goes on with the rest.
     SnatSearching = "snat_search_goes_on", true;
+    /// Longer than the next link takes, and not to be fragmented.
+    TooBig = "packet_too_big", true;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

@@ -4,7 +4,9 @@ use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
 };
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
+};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
@@ -49,6 +51,16 @@ impl Packet for Tc<'_> {
     fn grow(&self, n: u32) -> bool {
         // SAFETY: the context is the program's own. The room is made between the Ethernet and the IP header.
         unsafe { bpf_skb_adjust_room(self.0.skb.skb, n as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+    #[inline(always)]
+    fn trim(&self, length: u32) -> bool {
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_skb_change_tail(self.0.skb.skb, length, 0) == 0 }
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0.skb.skb).gso_size }
     }
     #[inline(always)]
     fn vlan_offloaded(&self) -> bool {

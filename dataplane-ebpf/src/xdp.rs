@@ -2,7 +2,9 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
@@ -56,6 +58,16 @@ impl Packet for Xdp<'_> {
             i += 1;
         }
         true
+    }
+    #[inline(always)]
+    fn trim(&self, length: u32) -> bool {
+        let by = length as i32 - self.length() as i32;
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
     }
     #[inline(always)]
     fn vlan_offloaded(&self) -> bool {

@@ -634,16 +634,6 @@ fn table(backend: &mut dyn Backend) {
         NoGuest,
         &[],
     );
-    let mut dying = vm1.clone();
-    dying.ttl = 1;
-    t.case(
-        "a TTL of one ends here",
-        Ingress("vm1"),
-        &dying.tcp(40000, 80, TcpFlags::ACK, 2, 10, b""),
-        Out::Drop,
-        TtlExpired,
-        &[],
-    );
     let mut fragment = vm1.udp(5000, 53, b"fragment");
     fragment[21] = 5;
     t.case("a fragment of nothing", Ingress("vm1"), &fragment, Out::Drop, Fragment, &[]);

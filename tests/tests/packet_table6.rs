@@ -390,9 +390,6 @@ fn shapes(t: &mut Table<'_>) {
     long[18..20].copy_from_slice(&200u16.to_be_bytes());
     t.drops("a length beyond the frame", "vm1", &long, Malformed, &[]);
     t.drops("TCP without flags", "vm1", &plain.tcp(1, 2, TcpFlags::default(), 1), Reason::TcpFlags, &[]);
-    let mut dying = plain.clone();
-    dying.hop_limit = 1;
-    t.drops("a hop limit of one ends here", "vm1", &dying.tcp(40000, 80, TcpFlags::ACK, 2), TtlExpired, &[]);
 }
 
 fn edges(t: &mut Table<'_>) {

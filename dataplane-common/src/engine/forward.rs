@@ -13,7 +13,7 @@ use crate::layout::{
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
 use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, UDP, same_mac};
-use crate::packet::parse::SHAPE_LATER;
+use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
@@ -108,11 +108,17 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     }
     ctx.egress = next_hop;
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
-    if verdict == Verdict::Drop || (ctx.xdp() && verdict == Verdict::Pass) {
+    if stays::<F>(ctx, verdict) {
         return Some(verdict);
     }
     touch::<F, E>(env, ctx, settings, record, before);
     Some(verdict)
+}
+
+/// Has the packet not been sent, or not been sent yet? Then it does not count in its flow.
+#[inline(always)]
+fn stays<F: Family>(ctx: &Context, verdict: Verdict) -> bool {
+    verdict == Verdict::Drop || verdict == Verdict::Next(F::REFUSE) || (ctx.xdp() && verdict == Verdict::Pass)
 }
 
 /// May the packet's sender speak in a flow whose packets come from `ingress`? `None`: there is no such next hop.
@@ -170,7 +176,7 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
         ctx.egress = (*record).next_hop();
     }
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
-    if verdict != Verdict::Drop && !(ctx.xdp() && verdict == Verdict::Pass) {
+    if !stays::<F>(ctx, verdict) {
         touch::<F, E>(env, ctx, settings, record, before);
     }
     verdict
@@ -187,6 +193,8 @@ pub(super) trait Translation {
     /// Writes it, with the hardware addresses of the next hop; there is none on the way back in. `false`: the headers are not
     /// where they should be.
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool;
+    /// Is the packet longer than `mtu`, and its sender to be told?
+    fn too_big(&self, ctx: &Context, mtu: u32) -> bool;
 }
 
 /// As the flow says: from the context's key to its `new`.
@@ -196,6 +204,11 @@ impl<F: Family, P: Packet> Translation for ByFlow<'_, F, P> {
     #[inline(always)]
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool {
         rewrite::<F, P>(self.0, ctx, hop)
+    }
+
+    #[inline(always)]
+    fn too_big(&self, ctx: &Context, mtu: u32) -> bool {
+        ctx.looped == 0 && parse::too_big::<F>(self.0, ctx, mtu)
     }
 }
 
@@ -217,8 +230,13 @@ pub(super) fn send_as<F: Family, E: Env>(
     match exit(hop, ctx.now) {
         Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
         Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
+        _ if ctx.ttl <= 1 => unsent::<F, E>(env, ctx, Reason::TtlExpired),
         Exit::Loop => back_in(env, ctx, translation),
-        _ if ctx.ttl <= 1 => drop(env, ctx, Reason::TtlExpired),
+        // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
+        _ if ctx.length > hop.mtu as u32 + 14 && translation.too_big(ctx, hop.mtu as u32) => {
+            ctx.mtu = hop.mtu as u32;
+            unsent::<F, E>(env, ctx, Reason::TooBig)
+        }
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
@@ -243,6 +261,16 @@ pub(super) fn send_as<F: Family, E: Env>(
             if F::V6 && guest { Verdict::Neighbour6(ifindex) } else { Verdict::Neighbour(ifindex, address) }
         }
     }
+}
+
+/// The packet cannot go on, and its sender is told, unless it is an error itself (RFC 1122 §3.2.2).
+#[inline(always)]
+fn unsent<F: Family, E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+    if ctx.shape & SHAPE_ICMP_ERROR != 0 {
+        return drop(env, ctx, reason);
+    }
+    ctx.refused = reason as u8;
+    Verdict::Next(F::REFUSE)
 }
 
 /// A guest's packet to one of our own public addresses: under its public source it begins anew as if it came from the

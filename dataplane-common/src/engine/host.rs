@@ -66,6 +66,15 @@ impl Packet for HostPacket {
         *bytes = longer.into();
         true
     }
+    fn trim(&self, length: u32) -> bool {
+        // SAFETY: as for `range`.
+        let bytes = unsafe { &mut *self.bytes.get() };
+        *bytes = bytes[..(length as usize).min(bytes.len())].into();
+        true
+    }
+    fn segment(&self) -> u32 {
+        0
+    }
     fn update_l4_checksum(&self, offset: usize, addresses: u32, ports: u32, udp: bool) {
         checksum::in_place(self, offset, addresses, ports, udp);
     }

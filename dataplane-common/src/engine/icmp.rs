@@ -95,4 +95,10 @@ impl<F: Family, P: Packet> Translation for Related<'_, F, P> {
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool {
         icmp::translate::<F>(self.packet, ctx, &self.quote, self.source, hop)
     }
+
+    /// No error is sent about an error.
+    #[inline(always)]
+    fn too_big(&self, _: &Context, _: u32) -> bool {
+        false
+    }
 }

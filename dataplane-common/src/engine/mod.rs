@@ -155,7 +155,8 @@ pub struct Context {
     pub claim6: FlowKey6,
     /// Scratch of an insertion, see [`crate::flow::insert`].
     pub notes: u32,
-    pub notes_pad: u32,
+    /// Of a packet that is too big: what the next link takes.
+    pub mtu: u32,
 }
 
 // `packet::headers::copy_mac` copies half-words.

@@ -1,4 +1,5 @@
-//! A flow refused for want of a port: counted, told, and answered as the policy wants it (`snat.onExhaustion`).
+//! A flow refused for want of a port: counted, told, and answered as the policy wants it (`snat.onExhaustion`). And a packet that
+//! cannot go on, whose sender is told (RFC 1812 §5.3.1, RFC 1191, RFC 4443 §3.2 and §3.3).
 
 use super::{Context, Side, Verdict, forward};
 use crate::classify::{entry, header};
@@ -13,29 +14,39 @@ use crate::reason::Reason;
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
-    let reason =
-        if ctx.refused == Reason::SnatRefused as u8 { Reason::SnatRefused } else { Reason::SnatExhausted };
+    let reason = match ctx.refused {
+        r if r == Reason::SnatRefused as u8 => Reason::SnatRefused,
+        r if r == Reason::TtlExpired as u8 => Reason::TtlExpired,
+        r if r == Reason::TooBig as u8 => Reason::TooBig,
+        _ => Reason::SnatExhausted,
+    };
     env.count(reason, ctx.length);
     // Told once per look through the ports: who retries would use up what the others may tell.
-    if reason == Reason::SnatExhausted {
+    if reason != Reason::SnatRefused {
         env.event(ctx, reason);
     }
     let Some(control) = env.control() else { return Verdict::Drop };
     // SAFETY: the control element lives as long as the map.
     let settings = forward::settings(unsafe { &*control }, ctx.generation);
-    if settings.refusal == REFUSAL_SILENT
-        || ctx.side != Side::Guest as u8
+    let unsent = reason == Reason::TtlExpired || reason == Reason::TooBig;
+    if (settings.refusal == REFUSAL_SILENT && !unsent)
+        || ctx.side == Side::Host as u8
+        || ctx.looped != 0
         || ctx.shape & SHAPE_LATER != 0
         || env.dry_run()
         || !env.spend(Budget::Answer, ctx.now, settings.answers)
     {
         return Verdict::Drop;
     }
-    let answered = if settings.refusal == REFUSAL_RESET && ctx.key.protocol == TCP {
+    let answered = if !unsent && settings.refusal == REFUSAL_RESET && ctx.key.protocol == TCP {
         answer::reset::<F>(packet, ctx)
     } else {
-        match gateway::<F, E>(env, ctx) {
-            Some(gateway) => answer::prohibited::<F>(packet, ctx, gateway),
+        // Who sent it knows us by the address it was sent to, a guest by its gateway's.
+        let own =
+            if ctx.side == Side::Guest as u8 { gateway::<F, E>(env, ctx) } else { Some(F::destination(ctx)) };
+        match own {
+            Some(own) if unsent => answer::unsent::<F>(packet, ctx, own, reason == Reason::TooBig),
+            Some(own) => answer::prohibited::<F>(packet, ctx, own),
             None => false,
         }
     };

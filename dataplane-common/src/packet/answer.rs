@@ -104,11 +104,105 @@ pub fn prohibited<F: Family>(packet: &impl Packet, ctx: &Context, gateway: F::Ad
             return false;
         }
     }
-    let segment = end - headers;
+    let pseudo = pseudo::<F>(ctx, (end - headers) as u16);
+    // ICMP has no pseudo-header; of an echo request the segment itself adds up to nothing.
+    let segment = if protocol == ICMP { 0xffff } else { !checksum::fold(pseudo) as u32 };
+    let kind = if F::V6 { [1, 1] } else { [3, 13] };
+    quoting::<F>(packet, ctx, gateway, end, segment, Message { kind, mtu: 0 })
+}
+
+/// What an error says: type and code, and the MTU of the next link where that is what it is about.
+#[derive(Clone, Copy)]
+struct Message {
+    kind: [u8; 2],
+    mtu: u32,
+}
+
+/// Puts "fragmentation needed" or "packet too big" with the context's MTU, or "time exceeded", in front of the packet's headers,
+/// from `own`. What follows eight bytes of transport, of TCP its twenty, is cut off. `false`: not possible.
+///
+/// The kernel may still have to complete the quoted checksum (guests' offloads), and nobody says whether it will. So the field
+/// gets the one value that completing does not change: with it the rest and twice itself add up to nothing. Nobody checks it, a
+/// quote that is cut off has none that could be right.
+#[inline(always)]
+pub fn unsent<F: Family>(packet: &impl Packet, ctx: &Context, own: F::Address, too_big: bool) -> bool {
+    let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
+    let headers = (l4 - l3) as u32;
+    if l3 != size_of::<Ethernet>() || headers != if F::V6 { 40 } else { 20 } {
+        return false;
+    }
+    let quoted: u32 = if ctx.key.protocol == TCP { 20 } else { 8 };
+    if !packet.trim(l4 as u32 + quoted) || !packet.pull(l4 as u32 + quoted) {
+        return false;
+    }
+    let Some(transport) = at::<[u16; 4]>(packet, l4) else { return false };
+    // SAFETY: `at` checked the bounds.
+    let segment = match ctx.key.protocol {
+        TCP => {
+            let Some(tcp) = at::<[u16; 10]>(packet, l4) else { return false };
+            // SAFETY: as above.
+            unsafe { settled::<10, 8>(tcp.cast()) }
+        }
+        // SAFETY: as above.
+        UDP => unsafe { settled::<4, 3>(transport.cast()) },
+        // SAFETY: as above.
+        _ => unsafe { sum::<4>(transport.cast()) },
+    };
+    let message = match (F::V6, too_big) {
+        (false, true) => Message { kind: [3, 4], mtu: ctx.mtu },
+        (false, false) => Message { kind: [11, 0], mtu: 0 },
+        (true, true) => Message { kind: [2, 0], mtu: ctx.mtu },
+        (true, false) => Message { kind: [3, 0], mtu: 0 },
+    };
+    quoting::<F>(packet, ctx, own, headers + quoted, segment, message)
+}
+
+/// Gives half-word `FIELD`, a checksum, the value that completing it does not change, and returns the sum of all `N`.
+///
+/// # Safety
+/// `from` points to `N` half-words.
+#[inline(always)]
+unsafe fn settled<const N: usize, const FIELD: usize>(from: *mut u16) -> u32 {
+    // SAFETY: the caller vouches for `from`.
+    unsafe {
+        let all = sum::<N>(from);
+        let field = from.add(FIELD);
+        let rest = checksum::fold(checksum::add(all, !field.read_unaligned() as u32));
+        // Half of it, modulo 65,535.
+        let half = (!rest).rotate_right(1);
+        field.write_unaligned(half);
+        rest as u32 + half as u32
+    }
+}
+
+/// Sum of the pseudo-header of the packet's transport, `length` bytes long.
+#[inline(always)]
+fn pseudo<F: Family>(ctx: &Context, length: u16) -> u32 {
+    // SAFETY: the addresses' own bytes.
+    let addresses = unsafe {
+        if F::V6 {
+            sum::<8>((&raw const ctx.key6.source).cast()) + sum::<8>((&raw const ctx.key6.destination).cast())
+        } else {
+            sum::<2>((&raw const ctx.key.source).cast()) + sum::<2>((&raw const ctx.key.destination).cast())
+        }
+    };
+    addresses + length.to_be() as u32 + u16::from_ne_bytes([0, ctx.key.protocol]) as u32
+}
+
+/// Puts an error in front of the packet, which is `end` bytes long and whose transport adds up to `segment`.
+#[inline(always)]
+fn quoting<F: Family>(
+    packet: &impl Packet,
+    ctx: &Context,
+    own: F::Address,
+    end: u32,
+    segment: u32,
+    message: Message,
+) -> bool {
     if F::V6 {
-        prohibited6::<F>(packet, ctx, gateway, end, segment)
+        quoting6::<F>(packet, ctx, own, end, segment, message)
     } else {
-        prohibited4::<F>(packet, ctx, gateway, end, segment)
+        quoting4::<F>(packet, ctx, own, end, segment, message)
     }
 }
 
@@ -129,12 +223,13 @@ unsafe fn sum<const N: usize>(from: *const u16) -> u32 {
 }
 
 #[inline(always)]
-fn prohibited4<F: Family>(
+fn quoting4<F: Family>(
     packet: &impl Packet,
     ctx: &Context,
-    gateway: F::Address,
+    own: F::Address,
     end: u32,
     segment: u32,
+    message: Message,
 ) -> bool {
     const ROOM: u32 = 28;
     if !packet.grow(ROOM) || !packet.pull(14 + ROOM + 20) {
@@ -147,17 +242,8 @@ fn prohibited4<F: Family>(
     };
     // SAFETY: `at` checked the bounds of all three; packed structs have no alignment.
     unsafe {
-        // ICMP has no pseudo-header; of an echo request the segment itself adds up to nothing.
-        let pseudo = if ctx.key.protocol == ICMP {
-            0
-        } else {
-            let addresses = sum::<4>((&raw const (*inner).source).cast());
-            addresses + u16::from_ne_bytes([0, ctx.key.protocol]) as u32 + (segment as u16).to_be() as u32
-        };
-        let header = sum::<10>(inner.cast());
-        let kind = u16::from_ne_bytes([3, 13]) as u32;
-        let quoted = header + !checksum::fold(pseudo) as u32;
-        *icmp = Icmp { kind: 3, code: 13, checksum: !checksum::fold(kind + quoted), id: 0, sequence: 0 };
+        let quoted = sum::<10>(inner.cast()) + segment;
+        *icmp = message.header(quoted);
         *ip = Ipv4 {
             version_ihl: 0x45,
             tos: 0,
@@ -167,7 +253,7 @@ fn prohibited4<F: Family>(
             ttl: 64,
             protocol: ICMP,
             checksum: 0,
-            source: F::short(gateway),
+            source: F::short(own),
             destination: ctx.key.source,
         };
         (*ip).checksum = !checksum::fold(sum::<10>(ip.cast()));
@@ -176,12 +262,13 @@ fn prohibited4<F: Family>(
 }
 
 #[inline(always)]
-fn prohibited6<F: Family>(
+fn quoting6<F: Family>(
     packet: &impl Packet,
     ctx: &Context,
-    gateway: F::Address,
+    own: F::Address,
     end: u32,
     segment: u32,
+    message: Message,
 ) -> bool {
     const ROOM: u32 = 48;
     if !packet.grow(ROOM) || !packet.pull(14 + ROOM + 40) {
@@ -194,23 +281,31 @@ fn prohibited6<F: Family>(
     };
     // SAFETY: as above.
     unsafe {
-        let pseudo = sum::<16>((&raw const (*inner).source).cast())
-            + (segment as u16).to_be() as u32
-            + u16::from_ne_bytes([0, ctx.key.protocol]) as u32;
-        let quoted = sum::<20>(inner.cast()) + !checksum::fold(pseudo) as u32;
+        let quoted = sum::<20>(inner.cast()) + segment;
         *ip = Ipv6 {
             first: 0x6000_0000_u32.to_be(),
             payload_length: ((end + 8) as u16).to_be(),
             next_header: ICMPV6,
             hop_limit: 64,
-            source: F::wide(gateway),
+            source: F::wide(own),
             destination: ctx.key6.source,
         };
-        let own = sum::<16>((&raw const (*ip).source).cast())
+        let pseudo = sum::<16>((&raw const (*ip).source).cast())
             + ((end + 8) as u16).to_be() as u32
             + u16::from_ne_bytes([0, ICMPV6]) as u32;
-        let kind = u16::from_ne_bytes([1, 1]) as u32;
-        *icmp = Icmp { kind: 1, code: 1, checksum: !checksum::fold(kind + quoted + own), id: 0, sequence: 0 };
+        *icmp = message.header(quoted + pseudo);
     }
     turn_round(packet, ctx)
+}
+
+impl Message {
+    /// The ICMP header before what adds up to `rest`. The MTU fills the second word (RFC 4443 §3.2), of which an IPv4 error only
+    /// has the second half (RFC 1191 §4).
+    #[inline(always)]
+    fn header(self, rest: u32) -> Icmp {
+        let [kind, code] = self.kind;
+        let mtu = (self.mtu as u16).to_be();
+        let all = u16::from_ne_bytes(self.kind) as u32 + mtu as u32 + rest;
+        Icmp { kind, code, checksum: !checksum::fold(all), id: 0, sequence: mtu }
+    }
 }

@@ -30,6 +30,10 @@ pub trait Packet {
     /// Makes room for `n` bytes behind the Ethernet header, which stays the frame's first bytes; pointers are stale.
     /// `false`: not possible, the packet is to be dropped.
     fn grow(&self, n: u32) -> bool;
+    /// Cuts the frame off behind `length` bytes; pointers are stale. `false`: not possible.
+    fn trim(&self, length: u32) -> bool;
+    /// Payload of each segment that the kernel or the device will cut this packet into; 0 if it is none such (GSO).
+    fn segment(&self) -> u32;
     /// Was a VLAN tag taken out of the bytes by the driver?
     fn vlan_offloaded(&self) -> bool;
     /// Adds differences to the TCP, UDP or ICMP checksum at `offset`: `addresses` is the part that the

@@ -6,6 +6,7 @@ use super::{Packet, at};
 use core::mem::offset_of;
 
 use crate::engine::Context;
+use crate::family::Family;
 use crate::layout::{FlowKey, KIND_FLOW, KIND_PORTLESS};
 use crate::reason::Reason;
 
@@ -219,4 +220,32 @@ pub(crate) fn transport(
         _ => ctx.shape |= SHAPE_OPENS,
     }
     Ok(())
+}
+
+/// Is the packet, or each segment it will be cut into, longer than `mtu`, and may nobody on the way fragment it? 0: not known.
+#[inline(always)]
+pub(crate) fn too_big<F: Family>(packet: &impl Packet, ctx: &Context, mtu: u32) -> bool {
+    if mtu == 0 || ctx.shape & SHAPE_LATER != 0 {
+        return false;
+    }
+    let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
+    if !F::V6 {
+        let Some(ip) = at::<Ipv4>(packet, l3) else { return false };
+        // SAFETY: `at` checked the bounds.
+        if unsafe { (*ip).fragment } & 0x4000_u16.to_be() == 0 {
+            return false;
+        }
+    }
+    let segment = packet.segment();
+    if segment == 0 {
+        return true;
+    }
+    let header = if ctx.key.protocol == TCP {
+        let Some(tcp) = at::<Tcp>(packet, l4) else { return false };
+        // SAFETY: as above.
+        unsafe { (*tcp).offset as u32 >> 4 << 2 }
+    } else {
+        size_of::<Udp>() as u32
+    };
+    (l4 - l3) as u32 + header + segment > mtu
 }
