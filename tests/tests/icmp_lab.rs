@@ -122,7 +122,7 @@ fn tcp_finds_the_mtu_of_a_narrow_link_behind_every_translation() {
         let check = HookCheck::begin(&edge, hook).unwrap();
         let echo = TcpEcho::start(&far, at(FAR, 7000)).unwrap();
         let echo6 = TcpEcho::start(&far, at(FAR6, 7000)).unwrap();
-        let payload: Vec<u8> = (0..200_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let payload: Vec<u8> = (0..200_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         for number in 1..=3 {
             let eyes = edge.topology.sniff_guest(&format!("vm{number}")).unwrap();
             for ((guest, _), server) in families(number).into_iter().zip([echo.address(), echo6.address()]) {
