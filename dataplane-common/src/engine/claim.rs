@@ -171,16 +171,22 @@ fn search<F: Family, E: Env>(
     control: &Control,
     alloc: &Alloc,
 ) -> Result<(), Reason> {
-    let key = F::refusal(ctx, &control.seed);
-    let mut skipped = 0;
+    let mut key = F::refusal(ctx, &control.seed);
     if let Some(refused) = env.refused(&key)
+        && refused.resume == 0
         && !crate::clock::passed(refused.until, ctx.now)
     {
-        if refused.resume == 0 {
-            return Err(Reason::SnatRefused);
-        }
-        if refused.resume < alloc.ports {
-            skipped = refused.resume;
+        return Err(Reason::SnatRefused);
+    }
+    // Every socket has its own order of candidates, so how far a search got is remembered by socket.
+    let mut skipped = 0;
+    if alloc.ports > snat::ATTEMPTS {
+        key.source_port = ctx.key.source_port;
+        if let Some(stopped) = env.refused(&key)
+            && stopped.resume < alloc.ports
+            && !crate::clock::passed(stopped.until, ctx.now)
+        {
+            skipped = stopped.resume;
         }
     }
     let most = skipped.wrapping_add(snat::ATTEMPTS);
@@ -189,6 +195,10 @@ fn search<F: Family, E: Env>(
     env.search::<TryPort<F>>(ctx, snat::ATTEMPTS + snat::SEGMENTS);
     if ctx.search.outcome == snat::FOUND {
         env.tried(ctx.search.next);
+        if skipped != 0 && !env.dry_run() {
+            // The next flow from this socket begins with its first candidate.
+            env.refuse(&key, Refusal { until: ctx.now.wrapping_sub(1), resume: skipped });
+        }
         return Ok(());
     }
     if ctx.search.outcome == snat::FULL {
@@ -197,6 +207,7 @@ fn search<F: Family, E: Env>(
     // Exhausted is who has had the last port tried (design §5). Who has not is told nothing: a RST would end what the next
     // SYN may open.
     let (reason, refusal) = if limit == alloc.ports {
+        key.source_port = 0;
         (Reason::SnatExhausted, Refusal { until: ctx.now.wrapping_add(REFUSAL), resume: 0 })
     } else {
         (Reason::SnatSearching, Refusal { until: ctx.now.wrapping_add(RESUME), resume: limit })

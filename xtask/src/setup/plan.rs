@@ -22,11 +22,12 @@ const BPF_LINKER: &str = "=0.13.0";
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// Programs the lab runs, and the Debian packages they come from.
-pub const TOOLS: [(&str, &str); 12] = [
+pub const TOOLS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bridge", "iproute2"),
     ("nft", "nftables"),
+    ("iptables", "iptables"),
     ("iperf3", "iperf3"),
     ("ethtool", "ethtool"),
     ("ping", "iputils-ping"),
