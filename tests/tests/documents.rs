@@ -61,6 +61,7 @@ fn every_test_that_the_documents_name_exists() {
         "docs/performance.md",
         "docs/operations.md",
         "docs/pitfalls.md",
+        "docs/rfc-compliance.md",
     ] {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
         for sentence in sentences(&text) {
