@@ -226,7 +226,7 @@ fn plan_tells_who_loses_which_ports_and_changes_nothing() {
     let edge = Edge::start(&spec, &crowded(&spec, 50)).unwrap();
     let guest = edge.topology.guest("vm1");
     let _https = TcpEcho::start(edge.topology.internet(), server(443)).unwrap();
-    assert!(eventually(LIMIT, || tcp_connect(guest, None, server(443), SOON).is_ok()));
+    assert!(eventually(LIMIT, || tcp_connect(guest, None, server(443), LIMIT).is_ok()));
     // On more than half of its units a flow, so that some have to be on those that drain.
     let mut hold = TcpHold::open(guest, server(443), 600, LIMIT).unwrap();
     assert_eq!(hold.established(), 600);
