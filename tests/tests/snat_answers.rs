@@ -226,7 +226,9 @@ fn plan_tells_who_loses_which_ports_and_changes_nothing() {
     let edge = Edge::start(&spec, &crowded(&spec, 50)).unwrap();
     let guest = edge.topology.guest("vm1");
     let _https = TcpEcho::start(edge.topology.internet(), server(443)).unwrap();
-    assert!(eventually(LIMIT, || tcp_connect(guest, None, server(443), LIMIT).is_ok()));
+    // By another guest: a connection that has ended is on a port as well for a while, and counts for `plan`.
+    let other = edge.topology.guest("vm2");
+    assert!(eventually(LIMIT, || tcp_connect(other, None, server(443), LIMIT).is_ok()));
     // On more than half of its units a flow, so that some have to be on those that drain.
     let mut hold = TcpHold::open(guest, server(443), 600, LIMIT).unwrap();
     assert_eq!(hold.established(), 600);
@@ -255,15 +257,16 @@ fn plan_tells_who_loses_which_ports_and_changes_nothing() {
     assert_eq!(change("loadBalancers/lb/backendAddressPools/pool"), Some("changed".into()));
     let ports = said["ports"].as_array().unwrap();
     let of = |guest: &str, change: &str| {
-        let moved = ports.iter().find(|moved| {
+        ports.iter().find(|moved| {
             moved["guest"].as_str().unwrap().split('/').next() == Some(guest)
                 && moved["protocol"] == "tcp"
                 && moved["change"] == change
-        });
-        moved.cloned().unwrap_or_else(|| panic!("{guest} {change}: {ports:?}"))
+        })
     };
-    let drains = of("vm1", "drains");
-    assert_eq!(drains["ports"], 512);
+    let drains = of("vm1", "drains").unwrap_or_else(|| panic!("{ports:?}"));
+    // Units on which by chance no flow stands are free at once.
+    let freed = of("vm1", "frees").map_or(0, |moved| moved["ports"].as_u64().unwrap());
+    assert_eq!(drains["ports"].as_u64(), Some(512 - freed), "{ports:?}");
     let flows = drains["flows"].as_u64().unwrap();
     // 600 flows on 1,024 ports, 512 of which go: at least 88 flows do not fit on those that stay.
     assert!((88..=300).contains(&flows), "the half with the fewest flows: {flows}");
@@ -279,7 +282,7 @@ fn plan_tells_who_loses_which_ports_and_changes_nothing() {
     assert!(applied, "{out}");
     assert_eq!(hold.alive(LIMIT), 600);
     let tcp = row(&edge.ask(&["snat", "--guest", "vm1"]).unwrap(), "vm1", "tcp");
-    assert_eq!((&tcp["allocated"], &tcp["draining"]), (&512.into(), &512.into()), "{tcp}");
+    assert_eq!((&tcp["allocated"], &tcp["draining"]), (&512.into(), &drains["ports"]), "{tcp}");
     assert_eq!(tcp["drainingFlows"].as_u64(), Some(flows), "{tcp}");
     assert!(tcp["drainingUntil"].as_str().is_some(), "{tcp}");
     assert_eq!(plan(&crowded(&spec, 51)).1["changes"], false);
