@@ -415,6 +415,8 @@ pub struct Body {
     pub new_source_port: u16,
     pub new_destination_port: u16,
     pub rule: u32,
+    /// See [`HalfRecord::ack`].
+    pub ack: u32,
 }
 
 /// Fills a taken slot and makes it findable, with a full barrier before.
@@ -436,7 +438,7 @@ pub fn publish<F: Family, E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) 
         (*r).rule = body.rule;
         (*r).packets = 0;
         (*r).bytes_low = 0;
-        (*r).ack = 0;
+        (*r).ack = body.ack;
         atomic::exchange(&raw mut (*r).ctl, ctl.0);
     }
 }

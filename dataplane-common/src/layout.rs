@@ -34,7 +34,7 @@ pub struct Settings {
     pub tcp_half_open: u32,
     /// Ticks a flow's port is held after both sides have sent FIN.
     pub tcp_fin: u32,
-    /// Ticks after a RST.
+    /// Ticks after a RST of the end itself.
     pub tcp_reset: u32,
     /// `HOST_*` bits: what guests may ask of the host.
     pub host_access: u32,
@@ -52,7 +52,8 @@ pub struct Settings {
     pub answers: u32,
     /// Ticks a UDP port stays with its inside socket after its flows have idled out.
     pub udp_hold: u32,
-    pub pad: u32,
+    /// Ticks after a RST that may be anybody's, if nobody speaks any more.
+    pub tcp_transitory: u32,
     pub services: [Service; 16],
 }
 
@@ -229,8 +230,9 @@ pub struct HalfRecord {
     pub packets: u32,
     /// The lower 32 bits of this direction's bytes.
     pub bytes_low: u32,
-    /// TCP: the last acknowledgement number this direction sent, network order. Who wants to end the flow must know what
-    /// each side expects next (RFC 5961 §3.2).
+    /// TCP: the last acknowledgement number this direction sent, network order; or what it is to acknowledge, if a SYN or FIN of
+    /// the other direction is not acknowledged yet. 0 is not known. Who wants to end the flow must know what each side
+    /// expects next (RFC 5961 §3.2; [`crate::tcp_state`]).
     pub ack: u32,
 }
 

@@ -283,10 +283,18 @@ impl Table<'_> {
 /// # Panics
 /// If it does on one of them.
 pub fn everywhere(test: impl Fn(&mut Table<'_>) + Sync) {
+    everywhere_under(POLICY, test);
+}
+
+/// The same under another policy with the same devices.
+///
+/// # Panics
+/// As [`everywhere`].
+pub fn everywhere_under(policy: &str, test: impl Fn(&mut Table<'_>) + Sync) {
     let run = |backend: &mut dyn Backend| test(&mut Table(Ledger::new(backend)));
-    run(&mut HostBackend::new(POLICY).expect("the policy is right"));
+    run(&mut HostBackend::new(policy).expect("the policy is right"));
     for hook in [Hook::Xdp, Hook::Tc] {
-        KernelBackend::with(POLICY, &DEVICES, hook, |backend| {
+        KernelBackend::with(policy, &DEVICES, hook, |backend| {
             run(backend);
             Ok(())
         })

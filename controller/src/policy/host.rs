@@ -104,6 +104,7 @@ pub fn read_timeouts(node: Option<&Node<'_>>, default: Timeouts, problems: &mut 
         tcp_half_open: seconds("tcpHalfOpenSeconds", default.tcp_half_open),
         tcp_fin: seconds("tcpFinSeconds", default.tcp_fin),
         tcp_reset: seconds("tcpResetSeconds", default.tcp_reset),
+        tcp_transitory: seconds("tcpTransitorySeconds", default.tcp_transitory),
         udp: seconds("udpSeconds", default.udp),
         icmp: seconds("icmpSeconds", default.icmp),
         other: seconds("otherSeconds", default.other),

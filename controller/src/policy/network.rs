@@ -545,6 +545,8 @@ pub struct Timeouts {
     pub tcp_half_open: u32,
     pub tcp_fin: u32,
     pub tcp_reset: u32,
+    /// After a RST that is not shown to be the other end's.
+    pub tcp_transitory: u32,
     pub udp: u32,
     pub icmp: u32,
     pub other: u32,
@@ -557,6 +559,7 @@ impl Default for Timeouts {
             tcp_half_open: 30,
             tcp_fin: 240,
             tcp_reset: 15,
+            tcp_transitory: 240,
             udp: 240,
             icmp: 60,
             other: 240,

@@ -121,9 +121,12 @@ pub struct Timeouts {
     /// TCP closed by FIN; default 240, 65 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_fin_seconds: Option<u32>,
-    /// TCP closed by RST; default 15, 16 with the profile natgateway of `snat`.
+    /// TCP closed by a RST of one of its ends; default 15, 16 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_reset_seconds: Option<u32>,
+    /// TCP after a RST whose sequence number does not show that it is one of its ends', if nobody speaks any more; default 240.
+    #[schemars(range(min = 1, max = 86400))]
+    tcp_transitory_seconds: Option<u32>,
     /// UDP without traffic; default 240.
     #[schemars(range(min = 1, max = 86400))]
     udp_seconds: Option<u32>,

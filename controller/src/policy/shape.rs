@@ -345,6 +345,7 @@ pub const TIMEOUTS: Shape = Shape {
         "tcpHalfOpenSeconds",
         "tcpFinSeconds",
         "tcpResetSeconds",
+        "tcpTransitorySeconds",
         "udpSeconds",
         "icmpSeconds",
         "otherSeconds",

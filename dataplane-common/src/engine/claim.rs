@@ -306,10 +306,10 @@ fn publish<F: Family, E: Env>(
 ) {
     let flags = flags | ctx.flow_flags;
     let generation = flow::common_generation(forward, reverse);
-    let (tcp, span) = if ctx.key.protocol == TCP {
-        (tcp_state::OPENED, settings.tcp_half_open)
+    let (tcp, span, expected) = if ctx.key.protocol == TCP {
+        (tcp_state::OPENED, settings.tcp_half_open, tcp_state::named(ctx.tcp_end).to_be())
     } else {
-        (0, forward::idle(settings, ctx.idle_class))
+        (0, forward::idle(settings, ctx.idle_class), 0)
     };
     let deadline = ctx.now.wrapping_add(span);
     let rule = stamped(ctx, settings);
@@ -322,6 +322,7 @@ fn publish<F: Family, E: Env>(
         new_source_port: ctx.new.source_port,
         new_destination_port: ctx.new.destination_port,
         rule,
+        ack: 0,
     };
     let back = Body {
         peer: forward.index(),
@@ -332,6 +333,7 @@ fn publish<F: Family, E: Env>(
         new_source_port: ctx.key.destination_port,
         new_destination_port: ctx.key.source_port,
         rule,
+        ack: expected,
     };
     put::<F, E>(
         env,

@@ -8,7 +8,7 @@ use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::{TCP, UDP};
 use crate::packet::parse::{
-    self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
+    self, Layer3, SHAPE_FLAGS, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
 };
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
@@ -61,10 +61,15 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     if !packet.pull(if headers < ctx.length { headers } else { ctx.length }) {
         return drop_unless_uplink(env, ctx, Reason::Malformed);
     }
-    if let Err(reason) = parse::ipv4(packet, ctx) {
+    let parsed = parse::ipv4(packet, ctx);
+    ctx.key.network = network;
+    if let Err(reason) = parsed {
+        if reason == Reason::TcpFlags && side == Side::Uplink {
+            ctx.shape |= SHAPE_FLAGS;
+            return Verdict::Next(Stage::Classify);
+        }
         return drop_unless_uplink(env, ctx, reason);
     }
-    ctx.key.network = network;
 
     if side == Side::Guest && ctx.key.protocol == UDP {
         if ctx.key.source_port == u16::to_be(67) {

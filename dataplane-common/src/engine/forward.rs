@@ -1,9 +1,8 @@
-//! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
+//! Sending a packet of a known flow: deadlines, translation, next hop.
 
 use core::marker::PhantomData;
 
-use super::{Context, Side, Stage, Verdict, claim, drop, pass};
-use crate::atomic;
+use super::{Context, Side, Stage, Verdict, claim, drop, pass, tcp};
 use crate::clock::passed;
 use crate::env::{Budget, Env};
 use crate::family::Family;
@@ -12,12 +11,12 @@ use crate::layout::{
     Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, UDP, same_mac};
+use crate::packet::headers::{TCP, UDP, same_mac};
 use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
-use crate::tcp_state::{self, State};
+use crate::tcp_state;
 
 /// The settings of the generation this packet is decided by.
 #[inline(always)]
@@ -336,15 +335,10 @@ fn touch<F: Family, E: Env>(
     r.bytes_low = low;
     let now = ctx.now;
     if ctx.key.protocol == TCP {
-        if ctx.tcp_flags & ACK != 0 {
-            r.ack = ctx.tcp_ack;
+        if !tcp_state::plain(before.tcp(), ctx.tcp_flags) {
+            return tcp::turn::<F, E>(env, ctx, settings, record, before);
         }
-        if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
-            return tcp_turn::<F, E>(env, ctx, settings, record, before);
-        }
-        if tcp_state::state(before.tcp()) != State::Established {
-            return;
-        }
+        r.ack = ctx.tcp_ack;
     }
     let span = idle(settings, before.idle());
     let deadline = now.wrapping_add(span);
@@ -366,53 +360,6 @@ const fn below(n: u32) -> u32 {
     let n = n | n >> 4;
     let n = n | n >> 8;
     n | n >> 16
-}
-
-/// SYN, FIN and RST: the only packets that touch the other half.
-#[inline(always)]
-fn tcp_turn<F: Family, E: Env>(
-    env: &E,
-    ctx: &Context,
-    settings: &Settings,
-    record: *mut HalfRecord,
-    before: Ctl,
-) {
-    let forward = before.flags() & FLAG_FORWARD != 0;
-    let bits = tcp_state::after(before.tcp(), ctx.tcp_flags, forward);
-    let was = tcp_state::state(before.tcp());
-    let is = tcp_state::state(bits);
-    if bits == before.tcp() {
-        return;
-    }
-    let span = match is {
-        State::HalfOpen => settings.tcp_half_open,
-        State::Established => idle(settings, before.idle()),
-        State::Closed => settings.tcp_fin,
-        State::Reset => settings.tcp_reset,
-    };
-    let deadline = ctx.now.wrapping_add(span);
-    // SAFETY: `record` points into the table.
-    let peer = unsafe { (*record).peer };
-    set_tcp(record, before.generation(), bits, deadline);
-    if let Some(other) = flow::record::<F, E>(env, peer)
-        // A half-closed flow only notes the FIN; any change of state moves both deadlines.
-        && (is != was || bits != before.tcp())
-    {
-        set_tcp(other, before.generation(), bits, deadline);
-    }
-}
-
-/// Writes TCP bits and deadline, unless the slot has been recycled.
-#[inline(always)]
-fn set_tcp(record: *mut HalfRecord, generation: u32, bits: u8, deadline: u32) {
-    // SAFETY: `record` points into the table; the compare-exchange fails on a recycled slot.
-    unsafe {
-        let seen = flow::ctl(record);
-        if seen.phase() == LIVE && seen.generation() == generation {
-            atomic::compare_exchange(&raw mut (*record).ctl, seen.0, seen.with_tcp(bits).0);
-            (*record).deadline = deadline;
-        }
-    }
 }
 
 /// Moves the deadline of the mapping behind a UDP or echo flow.

@@ -19,6 +19,7 @@ pub mod judge;
 pub mod nd;
 pub mod owner;
 pub mod refuse;
+pub mod tcp;
 
 use crate::classify::Classes;
 use crate::env::Env;
@@ -111,6 +112,9 @@ pub struct Context {
     pub tcp_flags: u8,
     /// Network order; meaningful with ACK.
     pub tcp_ack: u32,
+    /// Host order, and the sequence number after the segment; meaningful with SYN, FIN or RST.
+    pub tcp_sequence: u32,
+    pub tcp_end: u32,
     /// A fragment's identification, network order, and its offset and flags in host order (of IPv4 and IPv6 alike: offset in
     /// units of 8 bytes, bit 15: more follow).
     pub fragment_id: u32,

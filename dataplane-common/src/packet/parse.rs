@@ -33,6 +33,29 @@ pub const SHAPE_LATER: u8 = 64;
 /// Neighbour discovery and multicast listeners: ICMPv6 that never leaves the link.
 pub const SHAPE_ND: u8 = 32;
 
+/// The six flags of RFC 9293 §3.1; those of explicit congestion notification are not looked at.
+const FLAGS: u8 = 0x3f;
+
+/// The combinations of flags that a TCP sends (as netfilter has them); PSH may be on all. No flags, FIN without ACK, SYN with FIN
+/// or RST, URG alone and all the rest are probes and evasions, never a connection.
+const VALID: u64 = 1 << SYN
+    | 1 << (SYN | URG)
+    | 1 << (SYN | ACK)
+    | 1 << RST
+    | 1 << (RST | ACK)
+    | 1 << (FIN | ACK)
+    | 1 << (FIN | ACK | URG)
+    | 1 << ACK
+    | 1 << (ACK | URG);
+
+#[inline(always)]
+const fn valid(flags: u8) -> bool {
+    VALID >> (flags & FLAGS & !PSH) & 1 != 0
+}
+
+/// TCP with flags that no TCP sends, from outside: dropped if it is for us.
+pub const SHAPE_FLAGS: u8 = 128;
+
 /// Offsets are kept in the scratch context between programs, where the verifier forgets their range: these masks
 /// bring it back. 14 + 2·4 is the longest way to the IP header, 60 bytes the longest IP header.
 #[inline(always)]
@@ -187,22 +210,26 @@ pub(crate) fn transport(
                 return Err(Reason::Malformed);
             }
             // SAFETY: `at` checked the bounds.
-            let flags = unsafe {
+            let (flags, header) = unsafe {
                 ctx.key.source_port = load16::<{ offset_of!(Tcp, source) }, _>(tcp);
                 ctx.key.destination_port = load16::<{ offset_of!(Tcp, destination) }, _>(tcp);
                 ctx.tcp_ack = load32::<{ offset_of!(Tcp, acknowledgement) }, _>(tcp);
-                (*tcp).flags & 0x3f
+                ((*tcp).flags & FLAGS, ((*tcp).offset as u32 >> 4) << 2)
             };
             ctx.tcp_flags = flags;
-            // No flags at all, or two that exclude each other: probes and evasions, never a connection.
-            if flags & (SYN | FIN | RST | ACK) == 0
-                || flags & (SYN | FIN) == SYN | FIN
-                || flags & (SYN | RST) == SYN | RST
-            {
-                return Err(Reason::TcpFlags);
-            }
-            if flags & (SYN | ACK) == SYN {
-                ctx.shape |= SHAPE_OPENS;
+            // What is neither data nor its acknowledgement.
+            if flags & !PSH != ACK {
+                if !valid(flags) {
+                    return Err(Reason::TcpFlags);
+                }
+                // SAFETY: as above.
+                let sequence = u32::from_be(unsafe { load32::<{ offset_of!(Tcp, sequence) }, _>(tcp) });
+                let counted = (flags & (SYN | FIN) != 0) as u32;
+                ctx.tcp_sequence = sequence;
+                ctx.tcp_end = sequence.wrapping_add(payload.saturating_sub(header)).wrapping_add(counted);
+                if flags & (SYN | ACK) == SYN {
+                    ctx.shape |= SHAPE_OPENS;
+                }
             }
         }
         UDP => {

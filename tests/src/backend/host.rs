@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use portcullis_common::env::Env as _;
+use portcullis_common::flow::{Ctl, LIVE};
+use portcullis_common::layout::HalfRecord;
 use portcullis_common::Reason;
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{Hook, Verdict};
@@ -99,5 +102,13 @@ impl Backend for HostBackend {
             .iter()
             .map(|(id, count)| (self.gateway.registry.rule_key(*id).unwrap_or("?").to_owned(), count.packets))
             .collect())
+    }
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)> {
+        // SAFETY: the elements live as long as the tables, and nobody runs a packet meanwhile: that takes `&mut self`.
+        let four = (0..).map_while(|i| self.env.bucket(i)).flat_map(|bucket| unsafe { (*bucket).slots });
+        // SAFETY: as above.
+        let six = (0..).map_while(|i| self.env.bucket6(i)).flat_map(|bucket| unsafe { (*bucket).slots });
+        let live = |half: &HalfRecord| Ctl(half.ctl).phase() == LIVE;
+        Ok((four.chain(six.map(|record| record.half)).filter(live).collect(), self.env.now()))
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
-use portcullis::datapath::{Datapath, LoadOptions, Route};
+use portcullis::datapath::{Datapath, LoadOptions, Route, now_tick};
 use portcullis_common::Reason;
 use portcullis_common::engine::Hook;
+use portcullis_common::layout::HalfRecord;
 
 use super::{Action, At, Backend, Gateway, Outcome};
 use crate::lab::{BpfFs, Namespace};
@@ -128,5 +129,9 @@ impl Backend for KernelBackend {
             .filter(|(_, count)| count.hits != 0)
             .map(|(id, count)| (self.gateway.registry.rule_key(id).unwrap_or("?").to_owned(), count.hits))
             .collect())
+    }
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)> {
+        let (four, six) = (self.datapath.flow_table()?, self.datapath.flow_table6()?);
+        Ok((four.iter().chain(six.iter()).map(|(_, half)| half).collect(), now_tick()))
     }
 }

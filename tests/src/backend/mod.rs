@@ -13,7 +13,7 @@ use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
-    NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
+    HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
 pub use host::{HostBackend, host_env};
@@ -59,6 +59,8 @@ pub trait Backend {
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>>;
+    /// Every published half-record, and the tick it is now. Of IPv6 the half that both families have.
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)>;
 }
 
 /// The hardware address of the router towards the world, on every backend.
