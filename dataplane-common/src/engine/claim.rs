@@ -12,6 +12,7 @@ use crate::layout::{
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
+use crate::quota;
 use crate::reason::Reason;
 use crate::snat::{self, TryPort};
 use crate::tcp_state;
@@ -39,19 +40,22 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
             _ => IDLE_OTHER,
         };
     }
+    let places = quota::needs(ctx, ctx.way == WAY_SNAT);
+    if let Some(otherwise) = quota::admit::<F, E>(env, ctx, places) {
+        return otherwise;
+    }
     let made = if ctx.way != WAY_SNAT {
-        direct::<F, E>(env, ctx, settings)
+        direct::<F, E>(env, ctx, control, settings)
     } else {
         translated::<F, E>(env, ctx, control, settings)
     };
-    match made {
-        Ok(()) => forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow),
-        Err(reason @ (Reason::SnatExhausted | Reason::SnatRefused)) => {
-            ctx.refused = reason as u8;
-            Verdict::Next(F::REFUSE)
-        }
-        Err(reason) => drop(env, ctx, reason),
+    let Err(reason) = made else { return forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow) };
+    quota::forgo(env, ctx);
+    if reason == Reason::SnatExhausted || reason == Reason::SnatRefused {
+        ctx.refused = reason as u8;
+        return Verdict::Next(F::REFUSE);
     }
+    drop(env, ctx, reason)
 }
 
 /// Why a slot could not be had, as the packet's reason.
@@ -85,7 +89,12 @@ fn find_route<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Reaso
 
 /// Flows that need no port of their own: between guests, with the host, by an instance-level public IP, from the world.
 #[inline(always)]
-fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
+fn direct<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+    settings: &Settings,
+) -> Result<(), Reason> {
     let mut network = ctx.to_network;
     if ctx.way == WAY_INSTANCE_OUT {
         find_route::<F, E>(env, ctx)?;
@@ -102,6 +111,8 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
         flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
+    let generation = flow::common_generation(forward, reverse);
+    quota::enter::<F, E>(env, ctx, control, forward.index(), generation);
     publish::<F, E>(env, ctx, settings, forward, reverse, 0);
     Ok(())
 }
@@ -241,6 +252,7 @@ fn map_socket<F: Family, E: Env>(
         let destination = F::destination(ctx);
         F::set_new_destination(ctx, destination);
         ctx.new.destination_port = ctx.key.destination_port;
+        quota::settle(env, ctx, false);
         return Ok(());
     }
     let forward = F::insert(env, ctx);
@@ -271,6 +283,7 @@ fn map_socket<F: Family, E: Env>(
     body.new_destination = ctx.key.source;
     body.new_destination_port = ctx.key.source_port;
     put::<F, E>(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT), public, own);
+    quota::settle(env, ctx, true);
     Ok(())
 }
 

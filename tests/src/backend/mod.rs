@@ -13,7 +13,7 @@ use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
-    NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
+    GuestFlows, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
 pub use host::{HostBackend, host_env};
@@ -59,6 +59,8 @@ pub trait Backend {
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>>;
+    /// What the guest with this ip configuration (`vm1/ipconfig1`) has of the flow tables.
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows>;
 }
 
 /// The hardware address of the router towards the world, on every backend.
@@ -126,6 +128,16 @@ impl Gateway {
             compile::compile(network, &facts, &mut self.registry, &self.compiled.ownership, generation)
                 .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
         Ok(())
+    }
+
+    /// Index of a guest's next hop, by its ip configuration.
+    pub fn hop_of(&self, member: &str) -> anyhow::Result<u16> {
+        let (hop, _) = self
+            .registry
+            .next_hops()
+            .find(|(_, key)| key.strip_prefix("guest:") == Some(member))
+            .with_context(|| format!("no guest {member}"))?;
+        Ok(hop)
     }
 
     /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.
