@@ -19,7 +19,7 @@ use crate::engine::{Context, Verdict, drop};
 use crate::env::{Budget, Env, Step};
 use crate::family::{Family, V4, V6};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FREE, LIVE};
-use crate::layout::{Control, GuestFlows, HalfRecord, NEXT_HOP_HOST, WORLD, half_open_mask};
+use crate::layout::{Control, HalfRecord, NEXT_HOP_HOST, WORLD, half_open_mask};
 use crate::packet::headers::TCP;
 use crate::reason::Reason;
 use crate::tcp_state::{self, State};
@@ -90,7 +90,7 @@ pub unsafe fn recycled<E: Env>(env: &E, r: *const HalfRecord, before: Ctl) {
 }
 
 #[inline(always)]
-fn give_back<E: Env>(env: &E, hop: u16, places: u32) {
+pub(crate) fn give_back<E: Env>(env: &E, hop: u16, places: u32) {
     if let Some(guest) = env.guest_flows(hop as u32) {
         // SAFETY: the element lives as long as the map.
         unsafe { atomic::add(&raw mut (*guest).held, (places as u64).wrapping_neg()) };
@@ -195,8 +195,8 @@ const fn payer_in(place: u64) -> u16 {
     (place >> 28) as u16 & 0xfff
 }
 
-/// Puts a flow from the world, whose forward half is about to be published in `slot`, into the ring, and ends what it comes
-/// in the place of if that is half-open still.
+/// Puts a flow from the world, whose forward half has just been published in `slot`, into the ring, and ends what it comes in
+/// the place of if that is half-open still. Not before it is published: who comes round to its place meanwhile could not end it.
 #[inline(always)]
 pub fn enter<F: Family, E: Env>(env: &E, ctx: &Context, control: &Control, slot: u32, generation: u32) {
     if env.dry_run() || !from_world(ctx) {

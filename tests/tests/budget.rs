@@ -35,8 +35,8 @@ const BUDGET: [(&str, u32); 33] = [
     ("pc_tc_icmp6", 61_000),
     ("pc_xdp_nd", 13_000),
     ("pc_tc_nd", 13_000),
-    ("pc_xdp_relieve", 60_000),
-    ("pc_tc_relieve", 60_000),
+    ("pc_xdp_relieve", 2_500),
+    ("pc_tc_relieve", 2_500),
     ("pc_redirect_err", 150),
     ("pc_devmap_xmit", 150),
 ];

@@ -302,8 +302,11 @@ impl FlowTable {
         }
         let at = self.slot(index);
         // SAFETY: in the record; words that are written whole.
-        let (key, hops) = unsafe { ((&raw const (*at).key).read_volatile(), (&raw const (*at).hops).read_volatile()) };
-        if let Some(held) = held.get_mut(usize::from(payer_of(&HalfRecord { key, hops, ..HalfRecord::default() }))) {
+        let (key, hops) =
+            unsafe { ((&raw const (*at).key).read_volatile(), (&raw const (*at).hops).read_volatile()) };
+        if let Some(held) =
+            held.get_mut(usize::from(payer_of(&HalfRecord { key, hops, ..HalfRecord::default() })))
+        {
             *held += 1;
         }
     }

@@ -42,7 +42,8 @@ impl Recount {
         let mut corrected = 0;
         for (hop, (now, last)) in (0..).zip(quiet.iter().zip(&self.last)) {
             let Some((word, found)) = *now else { continue };
-            if *now == *last && i64::from(held(word)) != i64::from(found) && guests.correct(hop, word, found) {
+            if *now == *last && i64::from(held(word)) != i64::from(found) && guests.correct(hop, word, found)
+            {
                 corrected += 1;
             }
         }

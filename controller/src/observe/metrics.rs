@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use anyhow::Context as _;
-use portcullis_common::layout::HOP_GUEST;
 use portcullis_common::Reason;
+use portcullis_common::layout::HOP_GUEST;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 

@@ -228,7 +228,10 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         }),
         devices: in_force.choices.iter().map(|choice| device(choice, &hooks, &programs)).collect(),
         missing_devices: in_force.compiled.missing_devices.clone(),
-        next_hops: hops.iter().map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now, uses)).collect(),
+        next_hops: hops
+            .iter()
+            .map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now, uses))
+            .collect(),
         routes,
         reaper: shared.reaper.report(),
         balanced: rules,

@@ -146,7 +146,9 @@ impl Status {
                 hop.device.clone(),
                 address,
                 hop.mac.clone().unwrap_or_default(),
-                hop.flows.as_ref().map_or_else(String::new, |flows| format!("{} of {}", flows.held, flows.most)),
+                hop.flows
+                    .as_ref()
+                    .map_or_else(String::new, |flows| format!("{} of {}", flows.held, flows.most)),
                 hop.flows.as_ref().map_or_else(String::new, |flows| flows.refused.to_string()),
                 state,
             ]);

@@ -111,9 +111,9 @@ fn direct<F: Family, E: Env>(
         flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
+    publish::<F, E>(env, ctx, settings, forward, reverse, 0);
     let generation = flow::common_generation(forward, reverse);
     quota::enter::<F, E>(env, ctx, control, forward.index(), generation);
-    publish::<F, E>(env, ctx, settings, forward, reverse, 0);
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis::datapath::{Datapath, LoadOptions, Route};
-use portcullis_common::{GuestFlows, Reason};
 use portcullis_common::engine::Hook;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 use crate::lab::{BpfFs, Namespace};
