@@ -265,7 +265,7 @@ fn open(env: &HostEnv, port: u16) -> Option<Taken> {
     // SAFETY: a word of our own.
     let taken = unsafe { insert::<V4, _>(env, &key, env.now(), &raw mut notes) };
     if !taken.is_slot() {
-        quota::give_back(env, GUEST, 1);
+        quota::give_back(env, GUEST);
         // SAFETY: as above.
         unsafe { atomic::add(&raw mut (*guest).waiting, 1u64.wrapping_neg()) };
         return None;

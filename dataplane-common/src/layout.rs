@@ -309,7 +309,7 @@ pub struct Bucket6 {
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GuestFlows {
-    /// `reserved:32 | held:32`: how many places have been asked for, ever, and how many pairs of records the guest holds.
+    /// `reserved:32 | held:32`: how many places have been asked for, ever, and how many flows the guest holds.
     pub held: u64,
     /// Its places in the ring of half-open flows.
     pub waiting: u64,

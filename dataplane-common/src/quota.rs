@@ -19,7 +19,7 @@ use crate::engine::{Context, Verdict, drop};
 use crate::env::{Budget, Env, Step};
 use crate::family::{Family, V4, V6};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FREE, LIVE};
-use crate::layout::{Control, HalfRecord, NEXT_HOP_HOST, WORLD, half_open_mask};
+use crate::layout::{Control, HalfRecord, KIND_MAPPING, NEXT_HOP_HOST, WORLD, half_open_mask};
 use crate::packet::headers::TCP;
 use crate::reason::Reason;
 use crate::tcp_state::{self, State};
@@ -44,18 +44,17 @@ const ONE: u64 = 1 << 32 | 1;
 pub struct Relief {
     /// What there was too much of: `OVER_*`, 0 if nothing.
     pub over: u8,
-    /// Places reserved that no record stands for yet.
-    pub reserved: u8,
+    pub pad: u8,
     /// Next hop of the guest that pays for the flow.
     pub payer: u16,
-    /// What the guest may hold, less what the packet needs.
-    pub most: u32,
+    /// What the guest may hold.
+    pub quota: u32,
     /// The slot or place to be looked at next, and where to stop.
     pub at: u32,
     pub until: u32,
 }
 
-/// Pairs of records that a guest holds. Below zero only after a table was adopted that was not counted.
+/// Flows that a guest holds. Below zero only after a table was adopted that was not counted.
 #[inline(always)]
 pub const fn held(word: u64) -> i32 {
     word as u32 as i32
@@ -66,6 +65,13 @@ pub const fn held(word: u64) -> i32 {
 #[inline(always)]
 pub const fn payer(network: u16, ingress: u16, next_hop: u16) -> u16 {
     if network == WORLD { next_hop } else { ingress }
+}
+
+/// Who pays for the flow of this forward half; nobody for a public port of a UDP socket ([`KIND_MAPPING`]): of those a guest
+/// has no more than it owns ports.
+#[inline(always)]
+pub const fn counts_for(r: &HalfRecord) -> Option<u16> {
+    if r.key.kind == KIND_MAPPING { None } else { Some(payer(r.key.network, r.ingress(), r.next_hop())) }
 }
 
 /// Half-open flows that a guest with this quota may have from the world.
@@ -85,15 +91,16 @@ pub unsafe fn recycled<E: Env>(env: &E, r: *const HalfRecord, before: Ctl) {
         return;
     }
     // SAFETY: the caller vouches for `r`.
-    let hop = unsafe { payer((*r).key.network, (*r).ingress(), (*r).next_hop()) };
-    give_back(env, hop, 1);
+    if let Some(hop) = counts_for(unsafe { &*r }) {
+        give_back(env, hop);
+    }
 }
 
 #[inline(always)]
-pub(crate) fn give_back<E: Env>(env: &E, hop: u16, places: u32) {
+pub(crate) fn give_back<E: Env>(env: &E, hop: u16) {
     if let Some(guest) = env.guest_flows(hop as u32) {
         // SAFETY: the element lives as long as the map.
-        unsafe { atomic::add(&raw mut (*guest).held, (places as u64).wrapping_neg()) };
+        unsafe { atomic::add(&raw mut (*guest).held, 1u64.wrapping_neg()) };
     }
 }
 
@@ -103,18 +110,17 @@ fn from_world(ctx: &Context) -> bool {
     ctx.key.network == WORLD
 }
 
-/// Reserves the places the packet's flow needs, `places` of its guest's quota and one in the ring if it is from the world; or says
-/// how the packet goes on instead.
+/// Reserves a place of its guest's quota for the packet's flow, and one in the ring if it is from the world; or says how the
+/// packet goes on instead.
 #[inline(always)]
-pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context, places: u8) -> Option<Verdict> {
+pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Option<Verdict> {
     let Some(head) = header(env, ctx.generation) else { return Some(drop(env, ctx, Reason::Internal)) };
     // SAFETY: page 0 is the header; the index is below the two elements.
     let quota = unsafe { *(&raw const (*head).flow_quota).cast::<u32>().add(F::V6 as usize) };
     let hop = payer(ctx.key.network, ctx.ingress, ctx.egress);
     let Some(guest) = env.guest_flows(hop as u32) else { return Some(drop(env, ctx, Reason::Internal)) };
     ctx.relief.payer = hop;
-    ctx.relief.reserved = 0;
-    ctx.relief.most = quota.wrapping_sub(places as u32);
+    ctx.relief.quota = quota;
     let limited = quota != 0 && hop > NEXT_HOP_HOST;
     let (mut over, world) = (0, from_world(ctx));
     // SAFETY: the element lives as long as the map.
@@ -122,21 +128,20 @@ pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context, places: u8) -> Optio
         let (held, waiting) = if env.dry_run() {
             (atomic::load(&raw const (*guest).held), atomic::load(&raw const (*guest).waiting))
         } else {
-            let held = atomic::add(&raw mut (*guest).held, (places as u64) * ONE);
+            let held = atomic::add(&raw mut (*guest).held, ONE);
             (held, if world { atomic::add(&raw mut (*guest).waiting, 1) } else { 0 })
         };
-        if limited && places as i32 > quota as i32 - self::held(held) {
+        if limited && self::held(held) >= quota as i32 {
             over = OVER_FLOWS;
         }
         if limited && world && waiting as i64 >= share(quota) as i64 {
             over |= OVER_HALF_OPEN;
         }
         if over == 0 {
-            ctx.relief.reserved = places;
             return None;
         }
         if !env.dry_run() {
-            give_back(env, hop, places as u32);
+            give_back(env, hop);
             if world {
                 atomic::add(&raw mut (*guest).waiting, 1u64.wrapping_neg());
             }
@@ -153,25 +158,13 @@ pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context, places: u8) -> Optio
     Some(drop(env, ctx, reason))
 }
 
-/// A pair of records stands for one of the reserved places; or `used` says that it was not needed.
-#[inline(always)]
-pub fn settle<E: Env>(env: &E, ctx: &mut Context, used: bool) {
-    if ctx.relief.reserved == 0 {
-        return;
-    }
-    ctx.relief.reserved -= 1;
-    if !used && !env.dry_run() {
-        give_back(env, ctx.relief.payer, 1);
-    }
-}
-
-/// No flow was made: what was reserved and is not settled is given back.
+/// No flow was made: what was reserved is given back.
 #[inline(always)]
 pub fn forgo<E: Env>(env: &E, ctx: &mut Context) {
     if env.dry_run() {
         return;
     }
-    give_back(env, ctx.relief.payer, ctx.relief.reserved as u32);
+    give_back(env, ctx.relief.payer);
     if from_world(ctx)
         && let Some(guest) = env.guest_flows(ctx.relief.payer as u32)
     {
@@ -307,7 +300,7 @@ impl<F: Family, E: Env> Step<E> for FreeDead<F> {
     fn attempt(env: &E, ctx: &mut Context) -> bool {
         let Some(guest) = env.guest_flows(ctx.relief.payer as u32) else { return true };
         // SAFETY: the element lives as long as the map.
-        if held(unsafe { atomic::load(&raw const (*guest).held) }) <= ctx.relief.most as i32 {
+        if held(unsafe { atomic::load(&raw const (*guest).held) }) < ctx.relief.quota as i32 {
             return true;
         }
         let Some(r) = flow::record::<F, E>(env, ctx.relief.at & ctx.relief.until) else { return true };
@@ -319,12 +312,13 @@ impl<F: Family, E: Env> Step<E> for FreeDead<F> {
             if c.phase() == FREE || !flow::reusable::<F, E>(env, r, c, ctx.now) {
                 return false;
             }
-            let hop = payer((*r).key.network, (*r).ingress(), (*r).next_hop());
+            let payer = counts_for(&*r);
             let free = Ctl::new(c.generation(), FREE, 0, 0, 0);
             if atomic::compare_exchange(&raw mut (*r).ctl, c.0, free.0) == c.0
                 && c.flags() & FLAG_FORWARD != 0
+                && let Some(hop) = payer
             {
-                give_back(env, hop, 1);
+                give_back(env, hop);
             }
         }
         false
@@ -358,11 +352,4 @@ impl<F: Family, E: Env> Step<E> for GiveUpOldest<F> {
         retire::<F, E>(env, old, ctx.now);
         true
     }
-}
-
-/// Pairs of records that the packet's flow takes: a UDP socket or an echo identifier without a port of its own takes one more
-/// for the port ([`crate::layout::KIND_MAPPING`]).
-#[inline(always)]
-pub fn needs(ctx: &Context, snat: bool) -> u8 {
-    if snat && ctx.key.protocol != TCP { 2 } else { 1 }
 }

@@ -31,7 +31,8 @@ fn stranger(n: u32) -> Ipv4Addr {
 }
 
 #[test]
-fn a_flood_of_syns_from_forged_sources_leaves_room_for_every_real_client_of_that_guest_and_of_its_neighbour() {
+fn a_flood_of_syns_from_forged_sources_leaves_room_for_every_real_client_of_that_guest_and_of_its_neighbour()
+{
     const QUOTA: u32 = 32_768;
     const FLOOD: u32 = 40_000;
     under_both(|hook| {
@@ -71,7 +72,12 @@ fn a_flood_of_syns_from_forged_sources_leaves_room_for_every_real_client_of_that
             while sent.load(SeqCst) < FLOOD {
                 for guest in [0, 1] {
                     let outcome = tcp_exchange(world, at(public(guest), PORT), b"hello", LIMIT);
-                    assert!(outcome.is_ok(), "{hook:?}: {}: {outcome:?}; {:?}", PUBLIC[guest].0, edge.reasons());
+                    assert!(
+                        outcome.is_ok(),
+                        "{hook:?}: {}: {outcome:?}; {:?}",
+                        PUBLIC[guest].0,
+                        edge.reasons()
+                    );
                     made[guest] += 1;
                 }
             }
@@ -97,7 +103,8 @@ fn a_flood_of_syns_from_forged_sources_leaves_room_for_every_real_client_of_that
 }
 
 #[test]
-fn a_guest_that_opens_flows_as_fast_as_it_can_stops_at_its_quota_and_has_room_again_when_they_have_died_without_a_daemon() {
+fn a_guest_that_opens_flows_as_fast_as_it_can_stops_at_its_quota_and_has_room_again_when_they_have_died_without_a_daemon()
+ {
     const QUOTA: u32 = 256;
     under_both(|hook| {
         let spec = TopologySpec::clean_veth(2);
@@ -116,7 +123,14 @@ fn a_guest_that_opens_flows_as_fast_as_it_can_stops_at_its_quota_and_has_room_ag
         let raw = RawSender::open(&vm1, "eth0").unwrap();
         let syn = |n: u16| {
             let nobody = Ipv4Addr::new(11, 0, 0, (n >> 8) as u8);
-            Craft::new(mine.mac, mine.address, mine.gateway_mac, nobody).tcp(2000, n, TcpFlags::SYN, 1, 0, b"")
+            Craft::new(mine.mac, mine.address, mine.gateway_mac, nobody).tcp(
+                2000,
+                n,
+                TcpFlags::SYN,
+                1,
+                0,
+                b"",
+            )
         };
         let mut connections = 0;
         for n in 1..=4000 {

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use portcullis_common::clock::{GRACE, TICK_SHIFT, passed};
 use portcullis_common::flow::{BUSY, Ctl, ENDED, FLAG_FORWARD, FREE, LIVE, TENTATIVE};
 use portcullis_common::layout::{BUCKET_SLOTS, Bucket, Bucket6, HalfRecord, HalfRecord6};
+use portcullis_common::quota::counts_for;
 
 use super::control::Mapping;
-use super::guest_flows::{GuestUses, payer_of};
+use super::guest_flows::GuestUses;
 use super::load::Datapath;
 use super::table::Table;
 
@@ -302,11 +303,14 @@ impl FlowTable {
         }
         let at = self.slot(index);
         // SAFETY: in the record; words that are written whole.
-        let (key, hops) =
-            unsafe { ((&raw const (*at).key).read_volatile(), (&raw const (*at).hops).read_volatile()) };
-        if let Some(held) =
-            held.get_mut(usize::from(payer_of(&HalfRecord { key, hops, ..HalfRecord::default() })))
-        {
+        let half = unsafe {
+            HalfRecord {
+                key: (&raw const (*at).key).read_volatile(),
+                hops: (&raw const (*at).hops).read_volatile(),
+                ..HalfRecord::default()
+            }
+        };
+        if let Some(held) = counts_for(&half).and_then(|hop| held.get_mut(usize::from(hop))) {
             *held += 1;
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_common::flow::{Ctl, FLAG_FORWARD};
 use portcullis_common::layout::{GuestFlows, HalfRecord, NEXT_HOP_SLOTS};
-use portcullis_common::quota::{held, payer};
+use portcullis_common::quota::{counts_for, held};
 
 use super::control::Mapping;
 use super::load::Datapath;
@@ -14,7 +14,7 @@ use super::table::Table;
 /// What one guest has of the flow tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GuestUse {
-    /// Flows, and public ports of its UDP sockets: those that live, and dead ones that nobody has come by.
+    /// Flows: those that live, and dead ones that nobody has come by.
     pub held: u32,
     /// Places in the ring of flows opened from outside.
     pub half_open: u32,
@@ -66,8 +66,10 @@ impl GuestUses {
 
     /// Gives back the place of a record whose control word was taken away from it just now, if it is the one that counts.
     pub(super) fn recycled(&self, record: &HalfRecord) {
-        if Ctl(record.ctl).flags() & FLAG_FORWARD != 0 {
-            self.held(payer_of(record)).fetch_sub(1, Ordering::SeqCst);
+        if Ctl(record.ctl).flags() & FLAG_FORWARD != 0
+            && let Some(hop) = counts_for(record)
+        {
+            self.held(hop).fetch_sub(1, Ordering::SeqCst);
         }
     }
 
@@ -81,9 +83,4 @@ impl GuestUses {
         let right = word >> 32 << 32 | u64::from(really);
         self.held(hop).compare_exchange(word, right, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
-}
-
-/// Whose flow it is.
-pub(super) fn payer_of(record: &HalfRecord) -> u16 {
-    payer(record.key.network, record.ingress(), record.next_hop())
 }

@@ -155,7 +155,7 @@ pub struct Hop {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestFlows {
-    /// Flows and public ports of UDP sockets; dead ones that nobody has come by yet are among them.
+    /// Dead ones that nobody has come by yet are among them.
     pub held: u32,
     pub most: u32,
     /// Of those opened from outside the latest, among which half-open ones are replaced.

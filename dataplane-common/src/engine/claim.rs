@@ -40,8 +40,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
             _ => IDLE_OTHER,
         };
     }
-    let places = quota::needs(ctx, ctx.way == WAY_SNAT);
-    if let Some(otherwise) = quota::admit::<F, E>(env, ctx, places) {
+    if let Some(otherwise) = quota::admit::<F, E>(env, ctx) {
         return otherwise;
     }
     let made = if ctx.way != WAY_SNAT {
@@ -252,7 +251,6 @@ fn map_socket<F: Family, E: Env>(
         let destination = F::destination(ctx);
         F::set_new_destination(ctx, destination);
         ctx.new.destination_port = ctx.key.destination_port;
-        quota::settle(env, ctx, false);
         return Ok(());
     }
     let forward = F::insert(env, ctx);
@@ -283,7 +281,6 @@ fn map_socket<F: Family, E: Env>(
     body.new_destination = ctx.key.source;
     body.new_destination_port = ctx.key.source_port;
     put::<F, E>(env, reverse, &body, Ctl::new(generation, LIVE, 0, ctx.idle_class, FLAG_SNAT), public, own);
-    quota::settle(env, ctx, true);
     Ok(())
 }
 
