@@ -271,7 +271,7 @@ fn open(env: &HostEnv, port: u16) -> Option<Taken> {
         return None;
     }
     let body =
-        Body { peer: taken.index(), deadline: env.now() + 100, hops: hops(GUEST, 9), ..Body::default() };
+        Body { peer: taken.index(), deadline: env.now() + 1, hops: hops(GUEST, 9), ..Body::default() };
     publish::<V4, _>(env, taken, &body, Ctl::new(taken.generation(), LIVE, 0, 0, FLAG_FORWARD));
     let mut ctx = Context { now: env.now(), ..Context::default() };
     ctx.key.network = WORLD;
@@ -296,8 +296,8 @@ fn a_flow_that_is_ended_freed_and_taken_over_by_several_at_once_counts_once_and_
                     }
                 }
                 if turn == 2 && number == 0 {
-                    // All that has been made so far is dead, or becomes so under the others' hands.
-                    env.set_now(env.now() + 200);
+                    // All that has been made so far is dead, but what is half made is not abandoned.
+                    env.set_now(env.now() + GRACE + 2);
                 }
             }
             opened
