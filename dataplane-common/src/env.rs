@@ -3,7 +3,7 @@
 
 use crate::engine::Context;
 use crate::flow::Taken;
-use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, WORLD};
+use crate::layout::{Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, WORLD};
 use crate::policy::Page;
 use crate::reason::Reason;
 
@@ -21,6 +21,8 @@ pub enum Budget {
     Reevaluate = 0,
     /// Packets of our own: refusals.
     Answer = 1,
+    /// Looks for dead flows of a guest that has as many as it may.
+    Relieve = 2,
 }
 
 /// What is remembered of a claim that failed: for how long, and how far the search got, 0 if to the end.
@@ -66,6 +68,11 @@ pub trait Env: Sized {
     fn next_hop(&self, index: u32) -> Option<*mut NextHop>;
     fn bucket(&self, index: u32) -> Option<*mut Bucket>;
     fn bucket6(&self, index: u32) -> Option<*mut Bucket6>;
+    /// What the guest with this next hop has of the flow tables.
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows>;
+    fn cursors(&self) -> Option<*mut Cursors>;
+    /// A place in the ring of half-open flows of IPv4 or IPv6, see [`crate::quota`].
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64>;
     fn page(&self, generation: u32, index: u32) -> Option<*const Page>;
     /// Global class of an address (network order); 0 when no prefix of the policy covers it.
     fn address_class(&self, generation: u32, address: u32) -> u32;

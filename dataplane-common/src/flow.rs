@@ -10,6 +10,7 @@ use crate::clock::{self, passed};
 use crate::env::Env;
 use crate::family::Family;
 use crate::layout::{BUCKET_SLOTS, Control, FlowKey, HalfRecord};
+use crate::quota;
 
 /// The control word: `generation:32 | phase:8 | tcp:8 | idle:8 | flags:8`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +68,11 @@ impl Ctl {
     #[inline(always)]
     pub const fn with_phase(self, phase: u8) -> Self {
         Self(self.0 & !(0xff << 24) | (phase as u64) << 24)
+    }
+    /// The word of a flow that has ended: it counts for nobody any more, see [`crate::quota`].
+    #[inline(always)]
+    pub const fn ended(self) -> Self {
+        Self(self.with_phase(ENDED).0 & !(FLAG_FORWARD as u64))
     }
     #[inline(always)]
     pub const fn with_tcp(self, tcp: u8) -> Self {
@@ -371,6 +377,7 @@ pub unsafe fn insert<F: Family, E: Env>(env: &E, key: &F::Key, now: u32, notes: 
             if atomic::compare_exchange(&raw mut (*r).ctl, before.0, busy.0) != before.0 {
                 continue;
             }
+            quota::recycled(env, r, before);
             (*r).deadline = now;
             F::write_key(r, key);
             atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, TENTATIVE, 0, 0, 0).0);
@@ -461,7 +468,9 @@ pub fn end<F: Family, E: Env>(env: &E, index: u32, generation: u32, now: u32) {
             }
             (*r).deadline = now;
             at = (*r).peer;
-            atomic::compare_exchange(&raw mut (*r).ctl, seen.0, seen.with_phase(ENDED).0);
+            if atomic::compare_exchange(&raw mut (*r).ctl, seen.0, seen.ended().0) == seen.0 {
+                quota::recycled(env, r, seen);
+            }
         }
     }
 }

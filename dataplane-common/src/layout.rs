@@ -306,6 +306,42 @@ pub struct Bucket6 {
     pub slots: [HalfRecord6; BUCKET_SLOTS],
 }
 
+/// What one guest has of the flow table: one element for each next hop, which is one address of one guest. A cache line of its
+/// own, since every new flow of the guest writes it, on whatever processor. See [`crate::quota`].
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GuestFlows {
+    /// `reserved:32 | held:32`: how many places have been asked for, ever, and how many flows the guest holds.
+    pub held: u64,
+    /// Its places in the ring of half-open flows.
+    pub waiting: u64,
+    /// Where in that ring its oldest place may be; only a hint.
+    pub oldest: u64,
+    /// Packets that opened no flow because the guest had as many as it may.
+    pub refused: u64,
+    /// Half-open flows ended to make room for new ones.
+    pub replaced: u64,
+    pub pad: [u64; 3],
+}
+
+/// Where work on the whole table goes on, of IPv4 and IPv6.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cursors {
+    /// The next place in the ring of half-open flows, modulo its size.
+    pub half_open: [u64; 2],
+    /// The next slot to be looked at for a dead flow, modulo the number of slots.
+    pub sweep: [u64; 2],
+    pub pad: [u64; 4],
+}
+
+/// Places in the ring of half-open flows of a table with this many buckets less one: an eighth of the flows it is made
+/// for, which are two to a bucket.
+#[inline(always)]
+pub const fn half_open_mask(bucket_mask: u32) -> u32 {
+    bucket_mask >> 2
+}
+
 /// Packets and bytes; the element of the per-CPU reason counters.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -376,6 +412,8 @@ const _: () = {
     // Next hops fit the twelve bits that a half-record has for each.
     assert!(NEXT_HOP_SLOTS == 1 << 12);
     assert!(size_of::<Event>() == 72);
+    assert!(size_of::<GuestFlows>() == 64, "one cache line");
+    assert!(size_of::<Cursors>() == 64);
 };
 
 #[cfg(feature = "user")]
@@ -398,6 +436,8 @@ mod pod {
         super::Bucket6,
         super::Count,
         super::RuleCount,
+        super::GuestFlows,
+        super::Cursors,
         super::Event
     );
 }

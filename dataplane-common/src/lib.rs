@@ -24,6 +24,7 @@ pub mod layout;
 pub mod opaque;
 pub mod packet;
 pub mod policy;
+pub mod quota;
 pub mod reason;
 pub mod snat;
 pub mod tcp_state;

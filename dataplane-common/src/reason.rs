@@ -130,6 +130,10 @@ reasons! {
     SnatSearching = "snat_search_goes_on", true;
     /// Longer than the next link takes, and not to be fragmented.
     TooBig = "packet_too_big", true;
+    /// The guest holds as many flows as one guest may (`flowTable.maxFlowsPerGuest`).
+    GuestFlowQuota = "guest_flow_quota", true;
+    /// The guest has as many half-open flows from outside as one may, and the oldest was not found in time.
+    HalfOpenQuota = "half_open_quota", true;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

@@ -10,7 +10,9 @@ use portcullis_common::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, S
 use portcullis_common::family::{V4, V6};
 use portcullis_common::flow::{self, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
-use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason, RuleCount};
+use portcullis_common::{
+    Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, Reason, RuleCount,
+};
 
 use crate::maps::*;
 
@@ -106,6 +108,18 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn bucket6(&self, index: u32) -> Option<*mut Bucket6> {
         FLOWS6.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows> {
+        GUEST_FLOWS.get_ptr_mut(hop)
+    }
+    #[inline(always)]
+    fn cursors(&self) -> Option<*mut Cursors> {
+        CURSORS.get_ptr_mut(0)
+    }
+    #[inline(always)]
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64> {
+        if v6 { HALF_OPEN6.get_ptr_mut(place) } else { HALF_OPEN.get_ptr_mut(place) }
     }
     #[inline(always)]
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {

@@ -11,7 +11,8 @@ use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::reason::REASON_SLOTS;
 use portcullis_common::snat::TRIED_BUCKETS;
 use portcullis_common::{
-    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop, RuleCount,
+    Bucket, Bucket6, Control, Count, Cursors, DEVICE_SLOTS, Device, Event, FlowKey, GuestFlows,
+    NEXT_HOP_SLOTS, NextHop, RuleCount,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -34,6 +35,20 @@ pub static FLOWS: Array<Bucket, 4096, MMAPABLE> = Array::new();
 /// Overridden at load to what `flowTable.maxFlowsIPv6` asks for.
 #[btf_map]
 pub static FLOWS6: Array<Bucket6, 1024, MMAPABLE> = Array::new();
+
+/// By next hop: what each guest has of the flow tables.
+#[btf_map]
+pub static GUEST_FLOWS: Array<GuestFlows, { NEXT_HOP_SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static CURSORS: Array<Cursors, 1> = Array::new();
+
+/// The ring of half-open flows; overridden at load to an eighth of `flowTable.maxFlows`, as is the other one.
+#[btf_map]
+pub static HALF_OPEN: Array<u64, 1024> = Array::new();
+
+#[btf_map]
+pub static HALF_OPEN6: Array<u64, 256> = Array::new();
 
 /// Indexed by the generation's parity, as are the six below.
 #[btf_map]
@@ -106,7 +121,7 @@ pub const OUTSIDE_SLOTS: u32 = 64;
 
 /// By [`portcullis_common::env::Budget`]: tick << 32 | used in it.
 #[btf_map]
-pub static BUDGETS: PerCpuArray<u64, 2> = PerCpuArray::new();
+pub static BUDGETS: PerCpuArray<u64, 3> = PerCpuArray::new();
 
 /// Context between stages: 0 XDP, 1 TC. One packet a CPU and hook is on its way at any time (both run in softirq, and
 /// a TC program interrupts no XDP program).

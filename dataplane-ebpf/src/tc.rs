@@ -280,6 +280,12 @@ pub fn pc_tc_refuse6(ctx: TcContext) -> i32 {
 
 #[classifier]
 #[inline(always)]
+pub fn pc_tc_relieve(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Relieve)
+}
+
+#[classifier]
+#[inline(always)]
 pub fn pc_tc_loop(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Loop)
 }

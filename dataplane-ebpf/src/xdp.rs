@@ -196,3 +196,9 @@ pub fn pc_xdp_refuse(ctx: XdpContext) -> u32 {
 pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Refuse6)
 }
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_relieve(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Relieve)
+}

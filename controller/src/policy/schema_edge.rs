@@ -148,4 +148,10 @@ pub struct FlowTable {
     /// The same for IPv6, which has a table of its own: 1024 to 4194304; default 65536.
     #[schemars(rename = "maxFlowsIPv6", range(min = 1024, max = 4_194_304))]
     max_flows_ipv6: Option<u32>,
+    /// Flows of IPv4 that one guest may hold, 16 to 4194304; default a quarter of `maxFlows`, but at least 1024.
+    #[schemars(range(min = 16, max = 4_194_304))]
+    max_flows_per_guest: Option<u32>,
+    /// The same for IPv6; default a quarter of `maxFlowsIPv6`, but at least 1024.
+    #[schemars(rename = "maxFlowsPerGuestIPv6", range(min = 16, max = 4_194_304))]
+    max_flows_per_guest_ipv6: Option<u32>,
 }

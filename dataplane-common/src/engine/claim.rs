@@ -12,6 +12,7 @@ use crate::layout::{
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
+use crate::quota;
 use crate::reason::Reason;
 use crate::snat::{self, TryPort};
 use crate::tcp_state;
@@ -39,19 +40,21 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
             _ => IDLE_OTHER,
         };
     }
+    if let Some(otherwise) = quota::admit::<F, E>(env, ctx) {
+        return otherwise;
+    }
     let made = if ctx.way != WAY_SNAT {
-        direct::<F, E>(env, ctx, settings)
+        direct::<F, E>(env, ctx, control, settings)
     } else {
         translated::<F, E>(env, ctx, control, settings)
     };
-    match made {
-        Ok(()) => forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow),
-        Err(reason @ (Reason::SnatExhausted | Reason::SnatRefused)) => {
-            ctx.refused = reason as u8;
-            Verdict::Next(F::REFUSE)
-        }
-        Err(reason) => drop(env, ctx, reason),
+    let Err(reason) = made else { return forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow) };
+    quota::forgo(env, ctx);
+    if reason == Reason::SnatExhausted || reason == Reason::SnatRefused {
+        ctx.refused = reason as u8;
+        return Verdict::Next(F::REFUSE);
     }
+    drop(env, ctx, reason)
 }
 
 /// Why a slot could not be had, as the packet's reason.
@@ -85,7 +88,12 @@ fn find_route<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Reaso
 
 /// Flows that need no port of their own: between guests, with the host, by an instance-level public IP, from the world.
 #[inline(always)]
-fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
+fn direct<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+    settings: &Settings,
+) -> Result<(), Reason> {
     let mut network = ctx.to_network;
     if ctx.way == WAY_INSTANCE_OUT {
         find_route::<F, E>(env, ctx)?;
@@ -103,6 +111,8 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
         return Err(refusal(reverse));
     }
     publish::<F, E>(env, ctx, settings, forward, reverse, 0);
+    let generation = flow::common_generation(forward, reverse);
+    quota::enter::<F, E>(env, ctx, control, forward.index(), generation);
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use crate::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
 use crate::family::{V4, V6};
 use crate::flow;
 use crate::layout::{
-    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop,
+    Bucket, Bucket6, Control, Count, Cursors, DEVICE_SLOTS, Device, Event, FlowKey, GuestFlows,
+    NEXT_HOP_SLOTS, NextHop, half_open_mask,
 };
 use crate::packet::{Packet, checksum};
 use crate::policy::{EndpointKey, EndpointKey6, Page};
@@ -148,6 +149,9 @@ pub struct HostEnv {
     next_hops: UnsafeCell<Box<[NextHop]>>,
     buckets: UnsafeCell<Box<[Bucket]>>,
     buckets6: UnsafeCell<Box<[Bucket6]>>,
+    guests: UnsafeCell<Box<[GuestFlows]>>,
+    cursors: UnsafeCell<Cursors>,
+    half_open: [UnsafeCell<Box<[u64]>>; 2],
     now: AtomicU32,
     counts: Box<[[AtomicU64; 2]]>,
     pub rule_hits: Mutex<HashMap<u32, Count>>,
@@ -180,6 +184,10 @@ impl HostEnv {
             next_hops: UnsafeCell::new(std::vec![NextHop::default(); NEXT_HOP_SLOTS as usize].into()),
             buckets: UnsafeCell::new(std::vec![Bucket::default(); buckets as usize].into()),
             buckets6: UnsafeCell::new(std::vec![Bucket6::default(); buckets as usize].into()),
+            guests: UnsafeCell::new(std::vec![GuestFlows::default(); NEXT_HOP_SLOTS as usize].into()),
+            cursors: UnsafeCell::default(),
+            half_open: [(); 2]
+                .map(|()| UnsafeCell::new(std::vec![0; half_open_mask(buckets - 1) as usize + 1].into())),
             now: AtomicU32::new(1000),
             counts: (0..REASON_SLOTS).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
             rule_hits: Mutex::default(),
@@ -274,6 +282,21 @@ impl Env for HostEnv {
         unsafe {
             let (first, n) = ((*buckets).as_mut_ptr(), (&(*buckets)).len());
             ((index as usize) < n).then(|| first.add(index as usize))
+        }
+    }
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows> {
+        // SAFETY: as for `next_hop`.
+        unsafe { (&mut *self.guests.get()).get_mut(hop as usize).map(|g| g as *mut _) }
+    }
+    fn cursors(&self) -> Option<*mut Cursors> {
+        Some(self.cursors.get())
+    }
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64> {
+        let ring = self.half_open[usize::from(v6)].get();
+        // SAFETY: as for `bucket`.
+        unsafe {
+            let (first, n) = ((*ring).as_mut_ptr(), (&(*ring)).len());
+            ((place as usize) < n).then(|| first.add(place as usize))
         }
     }
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {

@@ -46,6 +46,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.way = 0;
     ctx.idle_class = 0;
     ctx.flow_flags = 0;
+    ctx.relief.over = 0;
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.

@@ -27,6 +27,7 @@ use crate::family::{V4, V6};
 use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
 use crate::packet::rewrite::{Addresses6, Tuple};
+use crate::quota::{self, Relief};
 use crate::reason::Reason;
 use crate::snat::Search;
 
@@ -52,6 +53,8 @@ pub enum Stage {
     /// [`Stage::Entry`] once more, of a packet that comes back in. Only TC has it.
     Loop = 12,
     Icmp6 = 13,
+    /// Room for a guest whose quota is used up: [`crate::quota::relieve`].
+    Relieve = 14,
 }
 
 /// Where the packet was met.
@@ -161,6 +164,7 @@ pub struct Context {
     pub notes: u32,
     /// Of a packet that is too big: what the next link takes.
     pub mtu: u32,
+    pub relief: Relief,
 }
 
 // `packet::headers::copy_mac` copies half-words.
@@ -294,6 +298,7 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Conte
         Stage::Entry6 => entry6::run(packet, env, ctx),
         Stage::Classify6 => judge::run::<V6, E>(env, ctx),
         Stage::Nd => nd::run(packet, env, ctx),
+        Stage::Relieve => quota::relieve(env, ctx),
         Stage::Claim6 => claim::run::<V6, P, E>(packet, env, ctx),
     }
 }

@@ -6,9 +6,11 @@ use anyhow::Context as _;
 use portcullis_common::env::Env as _;
 use portcullis_common::flow::{Ctl, LIVE};
 use portcullis_common::layout::HalfRecord;
-use portcullis_common::Reason;
+use portcullis_common::{GuestFlows, Reason};
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{Hook, Verdict};
+use portcullis_common::env::Env as _;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 
@@ -21,13 +23,18 @@ pub struct HostBackend {
 impl HostBackend {
     /// Compiles the policy for devices numbered from 10 on, in the order they are asked for.
     pub fn new(yaml: &str) -> anyhow::Result<Self> {
+        Self::with_table(yaml, 1 << 12)
+    }
+
+    /// The same with flow tables of so many buckets.
+    pub fn with_table(yaml: &str, buckets: u32) -> anyhow::Result<Self> {
         let numbers = std::cell::RefCell::new(BTreeMap::new());
         let gateway = Gateway::compile(yaml, |name| {
             let mut numbers = numbers.borrow_mut();
             let next = 10 + numbers.len() as u32;
             Some(*numbers.entry(name.to_owned()).or_insert(next))
         })?;
-        let env = host_env(&gateway, 1 << 12);
+        let env = host_env(&gateway, buckets);
         Ok(Self { gateway, env })
     }
 }
@@ -95,6 +102,11 @@ impl Backend for HostBackend {
     }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         Ok(self.env.counters().into_iter().collect())
+    }
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows> {
+        let guest = self.env.guest_flows(self.gateway.hop_of(member)?.into()).context("a next hop")?;
+        // SAFETY: an element of the table, which nobody writes meanwhile.
+        Ok(unsafe { *guest })
     }
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let hits = self.env.rule_hits.lock().map_err(|_| anyhow::anyhow!("a test thread panicked"))?;

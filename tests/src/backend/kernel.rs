@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis::datapath::{Datapath, LoadOptions, Route, now_tick};
-use portcullis_common::Reason;
+use portcullis_common::{GuestFlows, Reason};
 use portcullis_common::engine::Hook;
 use portcullis_common::layout::HalfRecord;
 
@@ -120,6 +120,17 @@ impl Backend for KernelBackend {
             .filter_map(|reason| counts.get(*reason as usize).map(|c| (*reason, c.packets)))
             .filter(|(_, packets)| *packets != 0)
             .collect())
+    }
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows> {
+        let hop = self.gateway.hop_of(member)?;
+        let used = self.datapath.guest_uses()?.read(hop);
+        Ok(GuestFlows {
+            held: used.held.into(),
+            waiting: used.half_open.into(),
+            refused: used.refused,
+            replaced: used.replaced,
+            ..GuestFlows::default()
+        })
     }
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         Ok(self

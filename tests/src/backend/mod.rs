@@ -12,7 +12,7 @@ use portcullis::datapath::PolicyImage;
 use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
-    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
+    GuestFlows, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
@@ -61,6 +61,8 @@ pub trait Backend {
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>>;
     /// Every published half-record, and the tick it is now. Of IPv6 the half that both families have.
     fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)>;
+    /// What the guest with this ip configuration (`vm1/ipconfig1`) has of the flow tables.
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows>;
 }
 
 /// The hardware address of the router towards the world, on every backend.
@@ -128,6 +130,16 @@ impl Gateway {
             compile::compile(network, &facts, &mut self.registry, &self.compiled.ownership, generation)
                 .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
         Ok(())
+    }
+
+    /// Index of a guest's next hop, by its ip configuration.
+    pub fn hop_of(&self, member: &str) -> anyhow::Result<u16> {
+        let (hop, _) = self
+            .registry
+            .next_hops()
+            .find(|(_, key)| key.strip_prefix("guest:") == Some(member))
+            .with_context(|| format!("no guest {member}"))?;
+        Ok(hop)
     }
 
     /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.

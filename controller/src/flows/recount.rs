@@ -1,0 +1,53 @@
+//! What each guest holds, counted anew: a program or a controller that ends between taking a record's control word away
+//! and giving back its place leaves one too many in the count, and tables adopted from elsewhere may not be counted at
+//! all. The reaper reads every record anyway.
+
+use portcullis_common::layout::NEXT_HOP_SLOTS;
+use portcullis_common::quota::held;
+
+use crate::datapath::GuestUses;
+
+/// Compares the datapath's counts with what a sweep has found. A guest is put right when two sweeps running found the same
+/// difference and nothing has happened to it from before the first to after the second: its word changes with every flow it
+/// opens and every one that ends.
+#[derive(Debug, Default)]
+pub struct Recount {
+    before: Vec<u64>,
+    found: Vec<u32>,
+    /// The last sweep's words and what it found, of guests to which nothing happened meanwhile.
+    last: Vec<Option<(u64, u32)>>,
+}
+
+impl Recount {
+    /// A sweep begins.
+    pub fn begin(&mut self, guests: &GuestUses) {
+        self.before = guests.words();
+        self.found = vec![0; NEXT_HOP_SLOTS as usize];
+    }
+
+    /// Where the sweep counts.
+    pub fn held(&mut self) -> &mut [u32] {
+        &mut self.found
+    }
+
+    /// The sweep is over; how many guests were put right.
+    pub fn end(&mut self, guests: &GuestUses) -> u64 {
+        let after = guests.words();
+        let quiet: Vec<Option<(u64, u32)>> = after
+            .iter()
+            .zip(&self.before)
+            .zip(&self.found)
+            .map(|((after, before), found)| (after == before).then_some((*after, *found)))
+            .collect();
+        let mut corrected = 0;
+        for (hop, (now, last)) in (0..).zip(quiet.iter().zip(&self.last)) {
+            let Some((word, found)) = *now else { continue };
+            if *now == *last && i64::from(held(word)) != i64::from(found) && guests.correct(hop, word, found)
+            {
+                corrected += 1;
+            }
+        }
+        self.last = quiet;
+        corrected
+    }
+}
