@@ -25,6 +25,7 @@ pub mod opaque;
 pub mod packet;
 pub mod policy;
 pub mod reason;
+pub mod reassembly;
 pub mod snat;
 pub mod tcp_state;
 

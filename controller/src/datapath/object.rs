@@ -34,7 +34,7 @@ pub(super) const PINNED: [&str; 21] = [
     "RULE_COUNTS",
     "EVENTS",
     "REFUSALS",
-    "FRAGMENTS",
+    "DATAGRAMS",
     "TRIED",
     "LOST",
 ];
