@@ -5,6 +5,7 @@ use crate::engine::Context;
 use crate::flow::Taken;
 use crate::layout::{Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, WORLD};
 use crate::policy::Page;
+use crate::reassembly::DatagramSet;
 use crate::reason::Reason;
 
 /// One attempt of a bounded search that may be too long to inline; see [`Env::search`].
@@ -45,16 +46,6 @@ pub struct FragmentKey {
     pub protocol: u8,
     /// 4 or 6.
     pub version: u8,
-}
-
-/// What later fragments lack. Network order.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FragmentPorts {
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// Tick after which the rest is not waited for any more.
-    pub until: u32,
 }
 
 /// Tables, counters and time. Pointers returned stay valid for the rest of the packet; the records behind them are
@@ -103,9 +94,13 @@ pub trait Env: Sized {
     fn refuse(&self, key: &FlowKey, refusal: Refusal);
     /// Counts a claim that succeeded at its `n`-th candidate.
     fn tried(&self, n: u32);
-    /// The ports of a fragmented datagram, if its first fragment has been seen.
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
-    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts);
+    /// A set of [`crate::reassembly`].
+    fn datagrams(&self, set: u32) -> Option<*mut DatagramSet>;
+    /// [`crate::reassembly::recall`] and [`crate::reassembly::remember`]; here for the reason that [`Env::insert`] is.
+    fn recall(&self, ctx: &mut Context);
+    fn remember(&self, ctx: &mut Context);
+    /// An IPv4 identification for a datagram that is fragmented here: none of the last 65,535 (RFC 6864 §4.3).
+    fn identification(&self) -> u16;
     /// [`crate::flow::insert`] of `ctx.claim`. Here and not called directly, because in the kernel it is a function that the
     /// verifier checks once instead of at each of its calls.
     fn insert(&self, ctx: &mut Context) -> Taken;

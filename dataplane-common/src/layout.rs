@@ -2,6 +2,9 @@
 //! counters, events. ADR 0001 says why they look like this. Any change here that is not an addition in padding is a
 //! new [`ABI`], and with it a new pin directory.
 
+use crate::packet::parse::Station;
+use crate::packet::wire::{load16, load32};
+
 /// Version of everything in this file and in [`crate::policy`].
 pub const ABI: u32 = 3;
 
@@ -103,7 +106,20 @@ pub struct Device {
     /// The hardware address we answer ARP with: the device's own, or its bridge's.
     pub mac: [u8; 6],
     pub pad1: u16,
-    pub pad2: [u32; 4],
+    /// All ones where frames for other stations may arrive: on uplinks and on devices that several guests share. 0: whatever
+    /// arrives comes from the one guest, and is for us.
+    pub strict: u32,
+    pub pad2: [u32; 3],
+}
+
+impl Device {
+    /// Is the frame for another hardware address than the device's? Without a branch: every packet is asked.
+    #[inline(always)]
+    pub fn apart(&self, station: Station) -> bool {
+        // SAFETY: the six bytes of `mac`, which stands at an even address.
+        let own = unsafe { Station(load32::<0, _>(&raw const self.mac), load16::<4, _>(&raw const self.mac)) };
+        ((station.0 ^ own.0) | (station.1 ^ own.1) as u32) & self.strict != 0
+    }
 }
 
 pub const DEVICE_GUEST: u8 = 1;

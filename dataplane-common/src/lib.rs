@@ -26,6 +26,7 @@ pub mod packet;
 pub mod policy;
 pub mod quota;
 pub mod reason;
+pub mod reassembly;
 pub mod snat;
 pub mod tcp_state;
 

@@ -6,9 +6,11 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use portcullis_common::engine::Context;
-use portcullis_common::env::{FragmentKey, FragmentPorts, Refusal};
+use portcullis_common::env::Refusal;
+use portcullis_common::packet::cut::{Cut, LONGEST, ROOM};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::reason::REASON_SLOTS;
+use portcullis_common::reassembly::{DATAGRAM_SETS, DatagramSet};
 use portcullis_common::snat::TRIED_BUCKETS;
 use portcullis_common::{
     Bucket, Bucket6, Control, Count, Cursors, DEVICE_SLOTS, Device, Event, FlowKey, GuestFlows,
@@ -96,9 +98,23 @@ pub static ROUTES6: LpmTrie<[u8; 16], u32, 65536> = LpmTrie::new();
 #[btf_map]
 pub static REFUSALS: LruHashMap<FlowKey, Refusal, 16384> = LruHashMap::new();
 
-/// Ports of fragmented datagrams; an LRU because forgetting one costs its later fragments.
+/// Fragmented datagrams under way.
 #[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+pub static DATAGRAMS: Array<DatagramSet, { DATAGRAM_SETS as usize }> = Array::new();
+
+/// The last identification given to a datagram that was fragmented here; 0: none yet.
+#[btf_map]
+pub static IDENTIFICATION: Array<u64, 1> = Array::new();
+
+/// The payload of a packet that is being fragmented: the longest one, and room for a piece behind its end.
+#[repr(C)]
+pub struct Aside {
+    pub cut: Cut,
+    pub payload: [u8; (LONGEST + ROOM) as usize],
+}
+
+#[btf_map]
+pub static ASIDE: PerCpuArray<Aside, 1> = PerCpuArray::new();
 
 /// Successful claims by the number of candidates tried, see [`portcullis_common::snat::tried_bucket`].
 #[btf_map]

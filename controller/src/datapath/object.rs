@@ -38,7 +38,7 @@ pub(super) const PINNED: [&str; 25] = [
     "RULE_COUNTS",
     "EVENTS",
     "REFUSALS",
-    "FRAGMENTS",
+    "DATAGRAMS",
     "TRIED",
     "LOST",
 ];

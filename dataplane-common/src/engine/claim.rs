@@ -1,6 +1,6 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
+use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward, fragments};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
@@ -11,6 +11,7 @@ use crate::layout::{
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
+use crate::packet::parse::{SHAPE_FIRST, SHAPE_LATER};
 use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
 use crate::quota;
 use crate::reason::Reason;
@@ -28,10 +29,26 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
-    let settings = forward::settings(control, ctx.generation);
-    if ctx.again != NO_SLOT {
-        return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
+    let verdict = if ctx.again != NO_SLOT {
+        forward::allowed_again::<F, P, E>(packet, env, ctx, control)
+    } else {
+        open::<F, P, E>(packet, env, ctx, control)
+    };
+    if ctx.shape & (SHAPE_FIRST | SHAPE_LATER) != 0 {
+        fragments::sent(env, ctx, verdict);
     }
+    verdict
+}
+
+/// Makes the flow, and sends the packet that opens it.
+#[inline(always)]
+fn open<F: Family, P: Packet, E: Env>(
+    packet: &P,
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+) -> Verdict {
+    let settings = forward::settings(control, ctx.generation);
     if ctx.idle_class == 0 {
         ctx.idle_class = match ctx.key.protocol {
             TCP => IDLE_TCP,

@@ -192,8 +192,8 @@ pub(super) trait Translation {
     /// Writes it, with the hardware addresses of the next hop; there is none on the way back in. `false`: the headers are not
     /// where they should be.
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool;
-    /// Is the packet longer than `mtu`, and its sender to be told?
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool;
+    /// Why the packet, being longer than `mtu`, cannot be sent as it is, see [`parse::too_big`].
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason>;
 }
 
 /// As the flow says: from the context's key to its `new`.
@@ -206,8 +206,8 @@ impl<F: Family, P: Packet> Translation for ByFlow<'_, F, P> {
     }
 
     #[inline(always)]
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool {
-        ctx.looped == 0 && parse::too_big::<F>(self.0, ctx, mtu)
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason> {
+        parse::too_big::<F>(self.0, ctx, mtu)
     }
 }
 
@@ -226,16 +226,28 @@ pub(super) fn send_as<F: Family, E: Env>(
     let Some(hop) = env.next_hop(ctx.egress as u32) else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the element lives as long as the map.
     let hop = unsafe { &*hop };
-    match exit(hop, ctx.now) {
-        Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
-        Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
-        _ if ctx.ttl <= 1 => unsent::<F, E>(env, ctx, Reason::TtlExpired),
-        Exit::Loop => back_in(env, ctx, translation),
-        // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
-        _ if ctx.length > hop.mtu as u32 + 14 && translation.too_big(ctx, hop.mtu as u32) => {
-            ctx.mtu = hop.mtu as u32;
-            unsent::<F, E>(env, ctx, Reason::TooBig)
+    let exit = exit(hop, ctx.now);
+    match exit {
+        Exit::ToHost => return pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
+        Exit::Nowhere => return drop(env, ctx, Reason::Unresolved),
+        _ => {}
+    }
+    if ctx.ttl <= 1 {
+        return unsent::<F, E>(env, ctx, Reason::TtlExpired);
+    }
+    // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
+    if ctx.length > hop.mtu as u32 + 14
+        && let Some(reason) = translation.too_big(ctx, hop.mtu as u32)
+    {
+        // Under XDP nothing can be fragmented, nor come back in: TC decides again.
+        if ctx.xdp() && (reason == Reason::Fragmented || exit == Exit::Loop) {
+            return Verdict::Pass;
         }
+        ctx.mtu = hop.mtu as u32;
+        return unsent::<F, E>(env, ctx, reason);
+    }
+    match exit {
+        Exit::Loop => back_in(env, ctx, translation),
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
@@ -247,7 +259,7 @@ pub(super) fn send_as<F: Family, E: Env>(
             env.count(reason, ctx.length);
             Verdict::Redirect(ifindex)
         }
-        Exit::Resolve => {
+        _ => {
             if ctx.xdp() {
                 return Verdict::Pass;
             }

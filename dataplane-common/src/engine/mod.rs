@@ -22,13 +22,14 @@ pub mod refuse;
 pub mod tcp;
 
 use crate::classify::Classes;
-use crate::env::Env;
+use crate::env::{Env, FragmentKey};
 use crate::family::{V4, V6};
 use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
 use crate::packet::rewrite::{Addresses6, Tuple};
 use crate::quota::{self, Relief};
 use crate::reason::Reason;
+use crate::reassembly::{Known, Recalled};
 use crate::snat::Search;
 
 /// The programs of one hook; the numbers are indices of the program arrays.
@@ -122,6 +123,8 @@ pub struct Context {
     /// units of 8 bytes, bit 15: more follow).
     pub fragment_id: u32,
     pub fragment: u16,
+    /// Bytes behind a fragment's headers.
+    pub fragment_length: u16,
     /// 1: a guest's packet on its way back in, see [`crate::layout::NEXT_HOP_LOOP`].
     pub looped: u8,
     /// Flags of the flow to be made besides what its way says: `FLAG_RESET`.
@@ -165,6 +168,11 @@ pub struct Context {
     /// Of a packet that is too big: what the next link takes.
     pub mtu: u32,
     pub relief: Relief,
+    /// Of a fragment: its datagram, where that is looked for, what is known of it, and what this first fragment says.
+    pub datagram: FragmentKey,
+    pub datagram_set: u32,
+    pub recalled: Recalled,
+    pub first_fragment: Known,
 }
 
 // `packet::headers::copy_mac` copies half-words.
@@ -176,6 +184,8 @@ unsafe impl aya::Pod for Context {}
 
 pub const NOBODY: u32 = u32::MAX;
 pub const NO_SLOT: u32 = u32::MAX;
+/// No slot of a set of [`crate::reassembly`].
+pub const NO_SET: u32 = u32::MAX;
 
 /// Between two guests, or host and guest: no translation.
 pub const WAY_DIRECT: u8 = 1;
