@@ -41,6 +41,7 @@ impl Gateway {
         let loaded = Arc::new(loaded);
         let health = Arc::new(Book::open(state.path()));
         let mut probers = Probers::new(Arc::clone(&health));
+        probers.enter()?;
         probers.prepare(&host, &loaded.network).await?;
         let view = plan::look(&host, &journal).await?.with_down(health.down());
         let plan = block_in_place(|| {
