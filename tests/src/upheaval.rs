@@ -56,8 +56,7 @@ pub enum Upheaval {
 
 impl Upheaval {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Kill, Self::Restart, Self::Upgrade, Self::Change, Self::KilledStart];
+    pub const ALL: [Self; 5] = [Self::Kill, Self::Restart, Self::Upgrade, Self::Change, Self::KilledStart];
 
     /// Does it to the daemon at an instant drawn from `random`, and returns once a daemon answers again and `policy`, which
     /// should differ from the one in force for [`Upheaval::Change`], is in force if it was that.
@@ -67,7 +66,9 @@ impl Upheaval {
     pub fn strike(self, edge: &mut Edge, policy: &str, random: &mut Random) -> anyhow::Result<()> {
         let mut at_random = |within_ms: usize| {
             // The instant itself, not a wait for something.
-            std::thread::sleep(Duration::from_micros(1000 * random.below(within_ms) as u64 + random.below(1000) as u64));
+            std::thread::sleep(Duration::from_micros(
+                1000 * random.below(within_ms) as u64 + random.below(1000) as u64,
+            ));
         };
         at_random(300);
         match self {
@@ -154,7 +155,10 @@ impl Tally {
             "packets were lost: {self:?}"
         );
         ensure!(self.peers.len() == 2, "a flow has another address or port: {self:?}");
-        ensure!(self.datagrams_sent > 0 && self.answers_sent > 0 && self.pings_sent > 0, "no traffic: {self:?}");
+        ensure!(
+            self.datagrams_sent > 0 && self.answers_sent > 0 && self.pings_sent > 0,
+            "no traffic: {self:?}"
+        );
         Ok(())
     }
 }
@@ -383,7 +387,9 @@ fn receive_datagrams(socket: &UdpSocket, counts: &Counts) -> io::Result<()> {
             counts.saw(peer);
             known = Some(peer);
         }
-        let Some(sequence) = buffer[..length].first_chunk().copied().map(u64::from_be_bytes) else { continue };
+        let Some(sequence) = buffer[..length].first_chunk().copied().map(u64::from_be_bytes) else {
+            continue;
+        };
         if sequence < next {
             counts.out_of_order.fetch_add(1, SeqCst);
         }
@@ -467,7 +473,8 @@ fn echo_bytes(mut stream: &TcpStream, counts: &Counts) -> io::Result<()> {
 fn send_pings(guest: &Namespace, counts: &Counts) -> io::Result<()> {
     while !counts.is_stopped() {
         if counts.may_send(2) {
-            let outcome = ping(guest, SERVER.into(), 25, Duration::from_secs(10)).map_err(io::Error::other)?;
+            let outcome =
+                ping(guest, SERVER.into(), 25, Duration::from_secs(10)).map_err(io::Error::other)?;
             counts.pings_sent.fetch_add(outcome.sent.into(), SeqCst);
             counts.pings_answered.fetch_add(outcome.received.into(), SeqCst);
         } else {

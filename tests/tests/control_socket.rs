@@ -93,8 +93,16 @@ fn no_bytes_make_the_daemon_stop_answering() {
             // A question with a value that nobody expects.
             _ => {
                 let question = QUESTIONS[random.below(QUESTIONS.len())];
-                let values =
-                    ["null", "-1", "1e308", "18446744073709551616", "[[[[[]]]]]", "{}", "\"\\u0000\"", "\"\\ud800\""];
+                let values = [
+                    "null",
+                    "-1",
+                    "1e308",
+                    "18446744073709551616",
+                    "[[[[[]]]]]",
+                    "{}",
+                    "\"\\u0000\"",
+                    "\"\\ud800\"",
+                ];
                 let mut value: Value = serde_json::from_str(question).unwrap();
                 let fields: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
                 let field = fields[random.below(fields.len())].clone();
@@ -139,7 +147,12 @@ fn huge_lines_deep_nesting_and_half_requests_are_refused_within_bounds() {
     ] {
         let said = say(&socket, &bytes);
         let answer: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said:?}"));
-        assert_eq!((&answer["ok"], &answer["error"]["kind"]), (&false.into(), &"input".into()), "{} bytes", bytes.len());
+        assert_eq!(
+            (&answer["ok"], &answer["error"]["kind"]),
+            (&false.into(), &"input".into()),
+            "{} bytes",
+            bytes.len()
+        );
         goes_on(&mut edge, "after a line that is none");
     }
     // A line that fits is answered although more follows.
@@ -199,7 +212,8 @@ fn who_is_not_root_is_refused_by_the_sockets_mode_and_again_by_who_it_says_it_is
     let link = place.join("control.sock");
     std::fs::hard_link(&socket, &link).or_else(|_| std::os::unix::fs::symlink(&socket, &link)).unwrap();
     let as_nobody = || {
-        let asked = Command::new(&program).arg("--socket").arg(&link).arg("status").uid(65534).gid(65534).output();
+        let asked =
+            Command::new(&program).arg("--socket").arg(&link).arg("status").uid(65534).gid(65534).output();
         let asked = asked.unwrap();
         (asked.status.success(), String::from_utf8_lossy(&asked.stderr).into_owned())
     };

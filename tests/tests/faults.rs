@@ -107,7 +107,8 @@ impl Stage {
         let mut all: Vec<_> = devices
             .flat_map(|device| {
                 let programs = device["programs"].as_array().unwrap().iter();
-                programs.map(|p| (device["name"].to_string(), p["hook"].to_string(), p["program"].to_string()))
+                programs
+                    .map(|p| (device["name"].to_string(), p["hook"].to_string(), p["program"].to_string()))
             })
             .collect();
         all.sort();
@@ -177,7 +178,8 @@ fn whichever_call_of_a_start_over_a_running_gateway_fails_packets_are_judged_as_
         stage.edge.daemon.kill();
         stage.edge.restart().unwrap();
         let calls = stage.intercept.calls() - before;
-        let sample = (1..=8).map(|part| calls * part / 9).chain((0..6).map(|back| calls.saturating_sub(back * 9)));
+        let sample =
+            (1..=8).map(|part| calls * part / 9).chain((0..6).map(|back| calls.saturating_sub(back * 9)));
         let (mut failed, mut begun) = (0, 0);
         for n in sample {
             stage.edge.daemon.kill();

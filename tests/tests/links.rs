@@ -94,7 +94,8 @@ impl Scene {
         self.flow.goes_on(&self.edge, &self.server, &when);
         for guest in ["vm1", "vm2"] {
             let guest = self.edge.topology.guest(guest);
-            let new = || udp_exchange(guest, None, (SERVER, 54).into(), b"new", Duration::from_secs(1)).is_ok();
+            let new =
+                || udp_exchange(guest, None, (SERVER, 54).into(), b"new", Duration::from_secs(1)).is_ok();
             assert!(eventually(PATIENCE, new), "{when}: a new flow; {:?}", self.edge.reasons());
             let pinged = ping(guest, SERVER.into(), 3, PATIENCE).unwrap();
             assert_eq!(pinged.received, 3, "{when}: {pinged:?}");
@@ -255,11 +256,16 @@ fn an_uplink_with_another_address_and_a_default_route_by_another_router_are_foll
 #[test]
 fn rules_of_policy_routing_are_warned_of_while_they_are_there() {
     let scene = Scene::start(WithHook::Tc);
-    let warned = || scene.edge.ask(&["status"]).unwrap()["warnings"].to_string().contains("500: from 10.9.0.0/16");
+    let warned =
+        || scene.edge.ask(&["status"]).unwrap()["warnings"].to_string().contains("500: from 10.9.0.0/16");
     assert!(!warned());
     scene.gateway("rule add from 10.9.0.0/16 lookup 77 priority 500");
     assert!(eventually(PATIENCE, warned), "{}", scene.edge.ask(&["status"]).unwrap()["warnings"]);
-    assert!(scene.edge.daemon.log().contains("500: from 10.9.0.0/16 lookup 77"), "{}", scene.edge.daemon.log());
+    assert!(
+        scene.edge.daemon.log().contains("500: from 10.9.0.0/16 lookup 77"),
+        "{}",
+        scene.edge.daemon.log()
+    );
     scene.gateway("rule del priority 500");
     assert!(eventually(PATIENCE, || !warned()), "it went with the rule");
 }

@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A set of /proc/PID/status, as the bits that are set.
 fn bits(status: &str, set: &str) -> BTreeSet<u8> {
-    let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap_or_else(|| panic!("{set}: {status}"));
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(set)).unwrap_or_else(|| panic!("{set}: {status}"));
     let word = u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap();
     (0..64).filter(|bit| word >> bit & 1 != 0).collect()
 }
@@ -69,7 +70,11 @@ fn every_thread_of_a_running_daemon_has_four_capabilities_and_all_it_does_later_
         let (applied, said) = edge.apply(&probed).unwrap();
         assert!(applied, "{hook:?}: {said}");
         let health = || edge.ask(&["status"]).unwrap()["balanced"].to_string();
-        assert!(eventually(LIMIT, || health().contains("refused")), "{hook:?}: probes reach guests: {}", health());
+        assert!(
+            eventually(LIMIT, || health().contains("refused")),
+            "{hook:?}: probes reach guests: {}",
+            health()
+        );
         // What asks the kernel about programs, and loads some more.
         let status = edge.ask(&["status"]).unwrap();
         let device = &status["devices"][0]["programs"];

@@ -17,7 +17,8 @@ fn nothing_is_lost(hook: WithHook) {
     let policies = [plain, policy.yaml(&spec)];
     let mut edge = Edge::start(&spec, &policies[0]).unwrap();
     let traffic = Traffic::start(&edge, "vm1").unwrap();
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    let seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
     println!("{hook:?}: seed {seed:#x}");
     let mut random = Random(seed);
     traffic.settle().unwrap().check().unwrap_or_else(|error| panic!("{hook:?}: before all: {error}"));

@@ -149,6 +149,7 @@ fn start(mut options: Options) -> Result<(), Refusal> {
             anyhow::anyhow!("the gateway needs root to load programs and change devices: use sudo").into()
         );
     }
+    crate::datapath::check_clock()?;
     options.policy = std::path::absolute(&options.policy).context("the policy's path")?;
     let state = state::StateDir::open(&options.state_dir)?;
     // Before there is any other thread, which would keep what it has.

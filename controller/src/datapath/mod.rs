@@ -16,6 +16,7 @@
 
 mod attach;
 mod batch;
+mod clock;
 mod clsact;
 mod control;
 mod counters;
@@ -39,6 +40,7 @@ mod test_run;
 pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
+pub use clock::check_clock;
 pub use counters::LOST_SLOTS;
 pub use down::{down, in_use};
 pub use dry_run::{Answer, DryRun};

@@ -134,7 +134,10 @@ mod tests {
         }
         lab.ip(&["-6", "rule", "add", "iif", "lo", "lookup", "7", "priority", "9"]);
         let found = warnings();
-        assert!(found.len() == 2 && found[1].contains("IPv6") && found[1].contains("9: iif lo lookup 7"), "{found:?}");
+        assert!(
+            found.len() == 2 && found[1].contains("IPv6") && found[1].contains("9: iif lo lookup 7"),
+            "{found:?}"
+        );
         // A rule of a VRF's kind; devices of that kind want a kernel that has them.
         lab.ip(&["rule", "del", "priority", "500"]);
         lab.ip(&["rule", "del", "priority", "501"]);
@@ -142,7 +145,10 @@ mod tests {
             lab.ip(&["rule", "add", "from", "10.0.0.0/8", "unreachable", "priority", &priority.to_string()]);
         }
         let found = warnings();
-        assert!(found[0].contains("600: from 10.0.0.0/8 unreachable") && found[0].contains("and 2 more"), "{found:?}");
+        assert!(
+            found[0].contains("600: from 10.0.0.0/8 unreachable") && found[0].contains("and 2 more"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -117,7 +117,8 @@ fn take_fd(here: &UnixStream) -> anyhow::Result<OwnedFd> {
     let mut byte = [0];
     let mut parts = [IoSliceMut::new(&mut byte)];
     let mut space = cmsg_space!([RawFd; 1]);
-    let message = recvmsg::<UnixAddr>(here.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message =
+        recvmsg::<UnixAddr>(here.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = part {
             ensure!(fds.len() == 1, "{} descriptors", fds.len());
@@ -131,8 +132,11 @@ fn take_fd(here: &UnixStream) -> anyhow::Result<OwnedFd> {
 /// Tells of every bpf(2) of this process and its children from now on.
 fn listen_for_bpf() -> io::Result<OwnedFd> {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equal, end) =
-        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
+    let (load, equal, end) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
     // struct seccomp_data begins with the call's number; the lab's programs have one architecture.
     let mut filter = [
         step(load, 0, 0, 0),
