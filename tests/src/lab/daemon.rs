@@ -102,13 +102,11 @@ impl Daemon {
         command.arg("--policy").arg(&self.spec.policy).args(self.places()?).args(&self.spec.arguments);
         command.envs(self.spec.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let arrival =
-            self.spec.intercept.as_ref().map(|intercept| intercept.prepare(&mut command)).transpose()?;
+        if let Some(intercept) = &self.spec.intercept {
+            intercept.watch(&mut command)?;
+        }
         self.process = Some(ProcessGuard::spawn(&mut command)?);
         self.is_down = false;
-        if let Some(arrival) = arrival {
-            arrival.watch()?;
-        }
         Ok(())
     }
 

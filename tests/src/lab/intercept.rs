@@ -3,7 +3,7 @@
 //! By seccomp(2)'s user notification: the process is stopped in the call, and the watcher says what becomes of it. So nothing of
 //! the program under test knows, and nothing in it has to.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -11,11 +11,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, ensure};
-use nix::cmsg_space;
+use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 nix::ioctl_readwrite!(receive, b'!', 0, libc::seccomp_notif);
 nix::ioctl_readwrite!(answer, b'!', 1, libc::seccomp_notif_resp);
@@ -67,66 +65,57 @@ impl Intercept {
         }
     }
 
-    /// Prepares a command; call [`Arrival::watch`] once it is started.
-    pub(super) fn prepare(&self, command: &mut Command) -> io::Result<Arrival> {
-        let (here, there) = UnixStream::pair()?;
-        // SAFETY: between fork and exec the closure makes system calls, and an allocation for one, which glibc allows in a
-        // forked child.
+    /// Has the command's process stop in every bpf(2), and decides over them until it ends.
+    pub(super) fn watch(&self, command: &mut Command) -> anyhow::Result<()> {
+        let (mut here, mut there) = UnixStream::pair()?;
+        let intercept = self.clone();
+        std::thread::Builder::new()
+            .name("lab-intercept".to_owned())
+            .spawn(move || match take_listener(&mut here) {
+                Ok(listener) => {
+                    if let Err(error) = decide(&listener, &intercept) {
+                        panic!("deciding over bpf(2): {error}");
+                    }
+                }
+                // It was not started; whoever wanted that knows.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => panic!("the descriptor of seccomp's notifications: {error}"),
+            })
+            .context("starting the thread that decides")?;
+        // SAFETY: between fork and exec the closure makes system calls and touches memory of its own.
         unsafe {
             command.pre_exec(move || {
                 let listener = listen_for_bpf()?;
-                let fds = [listener.as_raw_fd()];
-                sendmsg::<UnixAddr>(
-                    there.as_raw_fd(),
-                    &[IoSlice::new(b"!")],
-                    &[ControlMessage::ScmRights(&fds)],
-                    MsgFlags::empty(),
-                    None,
-                )?;
-                Ok(())
+                let mut told = [0; 8];
+                told[..4].copy_from_slice(&libc::getpid().to_ne_bytes());
+                told[4..].copy_from_slice(&listener.as_raw_fd().to_ne_bytes());
+                there.write_all(&told)?;
+                // It is closed with exec(2): not before it has been taken.
+                there.read_exact(&mut [0])
             })
         };
-        Ok(Arrival { intercept: self.clone(), here })
-    }
-}
-
-/// Where the descriptor of a started process arrives.
-pub(super) struct Arrival {
-    intercept: Intercept,
-    here: UnixStream,
-}
-
-impl Arrival {
-    /// Starts to decide; ends with the process.
-    pub fn watch(self) -> anyhow::Result<()> {
-        let listener = take_fd(&self.here).context("the descriptor of seccomp's notifications")?;
-        let intercept = self.intercept;
-        std::thread::Builder::new()
-            .name("lab-intercept".to_owned())
-            .spawn(move || {
-                if let Err(error) = decide(&listener, &intercept) {
-                    panic!("deciding over bpf(2): {error}");
-                }
-            })
-            .context("starting the thread that decides")?;
         Ok(())
     }
 }
 
-fn take_fd(here: &UnixStream) -> anyhow::Result<OwnedFd> {
-    let mut byte = [0];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!([RawFd; 1]);
-    let message =
-        recvmsg::<UnixAddr>(here.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part {
-            ensure!(fds.len() == 1, "{} descriptors", fds.len());
-            // SAFETY: the kernel has just made it for us.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fds[0]) });
+/// Takes the descriptor out of the process that is about to become the program.
+fn take_listener(here: &mut UnixStream) -> io::Result<OwnedFd> {
+    let mut told = [0; 8];
+    here.read_exact(&mut told)?;
+    let word = |at: usize| i32::from_ne_bytes([told[at], told[at + 1], told[at + 2], told[at + 3]]);
+    let made = |fd: libc::c_long| {
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
         }
-    }
-    anyhow::bail!("none came")
+        // SAFETY: the kernel just made this descriptor for us and nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    };
+    // SAFETY: plain arguments.
+    let process = made(unsafe { libc::syscall(libc::SYS_pidfd_open, word(0), 0) })?;
+    // SAFETY: plain arguments; the descriptor is open for the whole call.
+    let listener = made(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), word(4), 0) })?;
+    here.write_all(b"!")?;
+    Ok(listener)
 }
 
 /// Tells of every bpf(2) of this process and its children from now on.
