@@ -18,3 +18,4 @@ pub mod release;
 pub mod site;
 mod stop;
 pub mod tcp_table;
+pub mod upheaval;

@@ -92,6 +92,8 @@ pub struct Datapath {
     pub(super) stage_number: u32,
     /// Counts of rules when the generation in force began; those not in here began with it.
     pub(super) counted_before: HashMap<u32, RuleCount>,
+    /// The pages that this process put in force last.
+    pub(super) pages_in_force: Option<Table>,
     /// Something attached may call into them.
     pub(super) stages_in_use: bool,
     adopted: bool,
@@ -167,6 +169,7 @@ impl Datapath {
             control,
             stage_number,
             counted_before: HashMap::new(),
+            pages_in_force: None,
             stages_in_use: false,
             adopted,
             notes,

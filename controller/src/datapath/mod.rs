@@ -17,6 +17,7 @@
 
 mod attach;
 mod batch;
+mod clock;
 mod clsact;
 mod control;
 mod counters;
@@ -41,6 +42,7 @@ mod test_run;
 pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
+pub use clock::check_clock;
 pub use counters::LOST_SLOTS;
 pub use down::{down, in_use};
 pub use dry_run::{Answer, DryRun};

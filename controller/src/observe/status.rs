@@ -240,7 +240,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
             .into_iter()
             .map(|found| OtherFirewall { name: found.name.to_owned(), evidence: found.evidence })
             .collect(),
-        warnings: warnings(&in_force).into_iter().chain(blocked).collect(),
+        warnings: warnings(&in_force).into_iter().chain(blocked).chain(shared.host_warnings()).collect(),
         health_events: shared.health_log.events(),
         health_looks: shared.health_log.looks(),
         memory: Memory {
