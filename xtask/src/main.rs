@@ -54,6 +54,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Run everything at once for a while, in network namespaces, and account for every flow and port
+    Soak {
+        /// Arguments for `portcullis-lab soak`, such as `--minutes 60`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Everything CI checks: formatting, lints, tests
     Ci,
 }
@@ -74,7 +80,8 @@ fn perform(task: Task) -> anyhow::Result<()> {
         Task::Run { once, arguments } => launch::run(once, arguments),
         Task::Test { name, list, kernel: Some(kernel) } => kernels::test(&kernel, name.as_deref(), list),
         Task::Test { name, list, kernel: None } => suites::test(name.as_deref(), list),
-        Task::Bench { arguments } => launch::bench(arguments),
+        Task::Bench { arguments } => launch::lab("bench", arguments),
+        Task::Soak { arguments } => launch::lab("soak", arguments),
         Task::Ci => ci::ci(),
     }
 }
@@ -115,6 +122,12 @@ mod tests {
             panic!("it parses as bench")
         };
         assert_eq!(arguments, ["--flows", "1000", "nat"]);
+    }
+
+    #[test]
+    fn options_of_the_soak_need_no_two_dashes() {
+        let Ok(Task::Soak { arguments }) = parse("xtask soak --minutes 5") else { panic!("it parses as soak") };
+        assert_eq!(arguments, ["--minutes", "5"]);
     }
 
     #[test]
