@@ -12,8 +12,8 @@ use portcullis::datapath::PolicyImage;
 use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
-    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
-    HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
+    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD, HalfRecord,
+    NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
 pub use host::{HostBackend, host_env};
