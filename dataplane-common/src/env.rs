@@ -2,7 +2,7 @@
 //! and over plain Rust in [`crate::engine::host`].
 
 use crate::engine::Context;
-use crate::flow::Taken;
+use crate::flow::{Ctl, Taken};
 use crate::layout::{Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, WORLD};
 use crate::policy::Page;
 use crate::reassembly::DatagramSet;
@@ -106,6 +106,11 @@ pub trait Env: Sized {
     fn insert(&self, ctx: &mut Context) -> Taken;
     /// The same of `ctx.claim6` into the table for IPv6.
     fn insert6(&self, ctx: &mut Context) -> Taken;
+    /// [`crate::engine::tcp::turn`] of the flow with this slot, whose control word was `before`; a function of its own for the
+    /// same reason, and because hardly a packet needs it.
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: Ctl);
+    /// The same of the table for IPv6.
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: Ctl);
     /// Takes one from a budget of this CPU and tick; `false` if there is none left.
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool;
     /// Look-ups only: nothing is claimed, learned or prolonged. Constant for a program.

@@ -104,6 +104,7 @@ pub trait Family: Copy {
     fn route<E: Env>(env: &E, address: Self::Address) -> u32;
     fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken;
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl);
 }
 
 #[derive(Clone, Copy)]
@@ -310,6 +311,10 @@ impl Family for V4 {
     #[inline(always)]
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
         env.insert(ctx)
+    }
+    #[inline(always)]
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        env.tcp_turn(ctx, index, before);
     }
 }
 
@@ -560,6 +565,10 @@ impl Family for V6 {
     #[inline(always)]
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
         env.insert6(ctx)
+    }
+    #[inline(always)]
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        env.tcp_turn6(ctx, index, before);
     }
 }
 

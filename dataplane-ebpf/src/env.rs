@@ -9,7 +9,7 @@ use portcullis_common::engine::{self, Context};
 use portcullis_common::atomic;
 use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{V4, V6};
-use portcullis_common::flow::{self, Taken};
+use portcullis_common::flow::{self, Ctl, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::{
     Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, Reason, RuleCount,
@@ -68,6 +68,26 @@ pub extern "C" fn pc_remember(slot: u32) -> u32 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
     // SAFETY: see `scratch`; the caller waits.
     reassembly::remember(&Maps::<0>, unsafe { &mut *ctx });
+    1
+}
+
+/// What a TCP segment does to the flow in slot `index`, whose control word was `before`. A global function for the same reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::tcp::turn::<V4, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
+    1
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn6(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::tcp::turn::<V6, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
     1
 }
 
@@ -320,6 +340,14 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn insert6(&self, _ctx: &mut Context) -> Taken {
         Taken(pc_insert6(SLOT))
+    }
+    #[inline(always)]
+    fn tcp_turn(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn(SLOT, index, before.0);
+    }
+    #[inline(always)]
+    fn tcp_turn6(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn6(SLOT, index, before.0);
     }
     #[inline(always)]
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool {

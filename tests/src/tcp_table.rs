@@ -63,11 +63,25 @@ pub fn segment_sent(side: Side, from: SocketAddr, to: SocketAddr, says: Says<'_>
     made([side.gateway, side.mac], 63, from, to, says)
 }
 
-fn made([source, destination]: [[u8; 6]; 2], ttl: u8, from: SocketAddr, to: SocketAddr, says: Says<'_>) -> Vec<u8> {
+fn made(
+    [source, destination]: [[u8; 6]; 2],
+    ttl: u8,
+    from: SocketAddr,
+    to: SocketAddr,
+    says: Says<'_>,
+) -> Vec<u8> {
     let (flags, sequence, acknowledgement) = (TcpFlags::of(says.flags), says.sequence, says.acknowledgement);
     match (from, to) {
-        (SocketAddr::V4(a), SocketAddr::V4(b)) => Craft { ttl, ..Craft::new(source, *a.ip(), destination, *b.ip()) }
-            .tcp(a.port(), b.port(), flags, sequence, acknowledgement, says.data),
+        (SocketAddr::V4(a), SocketAddr::V4(b)) => {
+            Craft { ttl, ..Craft::new(source, *a.ip(), destination, *b.ip()) }.tcp(
+                a.port(),
+                b.port(),
+                flags,
+                sequence,
+                acknowledgement,
+                says.data,
+            )
+        }
         (SocketAddr::V6(a), SocketAddr::V6(b)) => {
             Craft6 { hop_limit: ttl, ..Craft6::new(source, *a.ip(), destination, *b.ip()) }.segment(
                 a.port(),
@@ -199,7 +213,13 @@ impl Connection {
         let [from, to] = if forward { [self.opener, self.other] } else { [self.other, self.opener] };
         let frame = segment(from.side, from.own, from.peer, says);
         let expected = segment_sent(to.side, to.peer, to.own, says);
-        t.sends(&format!("{says:?}, forward: {forward}, of {self:?}"), from.side, &frame, &expected, (reason, &[]));
+        t.sends(
+            &format!("{says:?}, forward: {forward}, of {self:?}"),
+            from.side,
+            &frame,
+            &expected,
+            (reason, &[]),
+        );
         self
     }
 
@@ -232,7 +252,8 @@ impl Connection {
         let ([one, two], now) = self.halves(t);
         assert_eq!(Ctl(one.ctl).tcp(), Ctl(two.ctl).tcp(), "{who}: both halves");
         assert_eq!(tcp_state::state(Ctl(one.ctl).tcp()), state, "{who}");
-        let left = [one, two].map(|half| half.deadline.wrapping_sub(now) as i32).into_iter().max().unwrap_or(0);
+        let left =
+            [one, two].map(|half| half.deadline.wrapping_sub(now) as i32).into_iter().max().unwrap_or(0);
         let is = TIMERS.into_iter().find(|timer| left <= ticks(*timer) as i32);
         assert_eq!(is, Some(timer), "{who}: {left} ticks are left");
         self

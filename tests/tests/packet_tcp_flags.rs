@@ -24,7 +24,8 @@ fn of_all_64_combinations_of_flags_18_pass_and_46_are_dropped_whoever_sends_them
                 let before = c.halves(t).0;
                 // Nobody's numbers: whatever passes ends nothing.
                 let says = Says { data: b"data", ..bare(flags, NEXT + 0x1000_0000, ANSWER + 0x2000_0000) };
-                let frames = [(c.opener, says), (c.other, says)].map(|(end, says)| (end, segment(end.side, end.own, end.peer, says)));
+                let frames = [(c.opener, says), (c.other, says)]
+                    .map(|(end, says)| (end, segment(end.side, end.own, end.peer, says)));
                 for (n, (end, frame)) in frames.iter().enumerate() {
                     if SENT.contains(&(flags & !PSH)) {
                         c.passes(t, n == 0, says, Forwarded);
@@ -43,12 +44,14 @@ fn flags_that_no_tcp_sends_are_dropped_at_our_addresses_and_left_to_the_host_at_
     everywhere_under(&policy(), |t| {
         for f in Family::both() {
             let client = SocketAddr::new(f.server, 4000);
-            let host: IpAddr = if f.v6() { "2001:db8:ffff::1" } else { "203.0.113.1" }.parse().expect("a literal");
+            let host: IpAddr =
+                if f.v6() { "2001:db8:ffff::1" } else { "203.0.113.1" }.parse().expect("a literal");
             for flags in (0..64).filter(|flags| !SENT.contains(&(flags & !PSH))) {
                 let name = format!("{flags:#08b}");
                 let frame = |to| segment(WORLD, client, to, bare(flags, 1, 1));
                 // A listener, a port of SNAT's, one that nobody owns, an address of a guest's own.
-                for (address, port) in [(f.frontend, 443), (f.frontend, 1030), (f.frontend, 7), (f.own, 443)] {
+                for (address, port) in [(f.frontend, 443), (f.frontend, 1030), (f.frontend, 7), (f.own, 443)]
+                {
                     t.drops(&name, WORLD, &frame(SocketAddr::new(address, port)), TcpFlags);
                 }
                 t.ends(&name, WORLD, &frame(SocketAddr::new(host, 443)), Action::Pass, NotOurs);

@@ -8,8 +8,8 @@ use portcullis_tests::backend::{At, Backend as _, HostBackend};
 use portcullis_tests::icmp_error::{Family, Table};
 use portcullis_tests::ledger::Ledger;
 use portcullis_tests::tcp_table::{
-    ACK, ANSWER, Connection, ESTABLISHED, FIN, FIN_TIME, HALF_OPEN, NEXT, RESET_TIME, RST, SYN, TRANSITORY, Way, bare,
-    policy, segment,
+    ACK, ANSWER, Connection, ESTABLISHED, FIN, FIN_TIME, HALF_OPEN, NEXT, RESET_TIME, RST, SYN, TRANSITORY,
+    Way, bare, policy, segment,
 };
 
 /// When the host engine's time begins.

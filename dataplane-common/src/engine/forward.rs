@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use super::{Context, Side, Stage, Verdict, claim, drop, pass, tcp};
+use super::{Context, Side, Stage, Verdict, claim, drop, pass};
 use crate::clock::passed;
 use crate::env::{Budget, Env};
 use crate::family::Family;
@@ -110,7 +110,7 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     if stays::<F>(ctx, verdict) {
         return Some(verdict);
     }
-    touch::<F, E>(env, ctx, settings, record, before);
+    touch::<F, E>(env, ctx, settings, index, record, before);
     Some(verdict)
 }
 
@@ -176,7 +176,7 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
     }
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if !stays::<F>(ctx, verdict) {
-        touch::<F, E>(env, ctx, settings, record, before);
+        touch::<F, E>(env, ctx, settings, ctx.again, record, before);
     }
     verdict
 }
@@ -326,6 +326,7 @@ fn touch<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     settings: &Settings,
+    index: u32,
     record: *mut HalfRecord,
     before: Ctl,
 ) {
@@ -348,7 +349,7 @@ fn touch<F: Family, E: Env>(
     let now = ctx.now;
     if ctx.key.protocol == TCP {
         if !tcp_state::plain(before.tcp(), ctx.tcp_flags) {
-            return tcp::turn::<F, E>(env, ctx, settings, record, before);
+            return F::tcp_turn(env, ctx, index, before);
         }
         r.ack = ctx.tcp_ack;
     }

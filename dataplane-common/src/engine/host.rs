@@ -431,6 +431,12 @@ impl Env for HostEnv {
         // SAFETY: the context is this packet's own.
         unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
     }
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        super::tcp::turn::<V4, Self>(self, ctx, index, before);
+    }
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        super::tcp::turn::<V6, Self>(self, ctx, index, before);
+    }
     fn spend(&self, _which: Budget, _now: u32, budget: u32) -> bool {
         budget != 0
     }

@@ -7,21 +7,20 @@ use crate::clock::passed;
 use crate::env::Env;
 use crate::family::Family;
 use crate::flow::{self, Ctl, FLAG_FORWARD, LIVE};
-use crate::layout::{HalfRecord, Settings};
+use crate::layout::HalfRecord;
 use crate::tcp_state::{self, Segment, State, Timer, Tracked};
 
 /// How often a change of state is tried again that another CPU has come between.
 const TRIES: u32 = 3;
 
-/// Moves the flow of `record`, whose control word was `before`, to the state after this packet.
+/// Moves the flow in slot `index`, whose control word was `before`, to the state after this packet. In the kernel it is behind
+/// [`Env::tcp_turn`].
 #[inline(always)]
-pub(super) fn turn<F: Family, E: Env>(
-    env: &E,
-    ctx: &Context,
-    settings: &Settings,
-    record: *mut HalfRecord,
-    before: Ctl,
-) {
+pub fn turn<F: Family, E: Env>(env: &E, ctx: &Context, index: u32, before: Ctl) {
+    let Some(control) = env.control() else { return };
+    // SAFETY: the control element lives as long as the map.
+    let settings = forward::settings(unsafe { &*control }, ctx.generation);
+    let Some(record) = flow::record::<F, E>(env, index) else { return };
     let generation = before.generation();
     // SAFETY: `record` points into the table.
     let Some(other) = flow::record::<F, E>(env, unsafe { (*record).peer }) else { return };

@@ -25,7 +25,8 @@ pub struct TcpFlags {
 }
 
 impl TcpFlags {
-    const NONE: TcpFlags = TcpFlags { syn: false, ack: false, fin: false, rst: false, psh: false, urg: false };
+    const NONE: TcpFlags =
+        TcpFlags { syn: false, ack: false, fin: false, rst: false, psh: false, urg: false };
     /// Opens a connection.
     pub const SYN: TcpFlags = TcpFlags { syn: true, ..Self::NONE };
     /// Accepts one.
