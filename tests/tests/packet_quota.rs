@@ -68,7 +68,15 @@ fn tcp(mac: Mac, from: (&str, u16), to: (&str, u16), flags: TcpFlags, ack: u32) 
         (IpAddr::V4(a), IpAddr::V4(b)) => {
             Craft::new(mac, a, GATEWAY, b).tcp(from.1, to.1, flags, 1, ack, b"")
         }
-        (IpAddr::V6(a), IpAddr::V6(b)) => Craft6::new(mac, a, GATEWAY, b).tcp(from.1, to.1, flags, ack),
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            let mut frame = Craft6::new(mac, a, GATEWAY, b).tcp(from.1, to.1, flags, 1);
+            // Acknowledgement and checksum (RFC 1624) of the TCP header behind 54 bytes.
+            frame[62..66].copy_from_slice(&ack.to_be_bytes());
+            let sum = u32::from(!u16::from_be_bytes([frame[70], frame[71]])) + (ack >> 16) + (ack & 0xffff);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            frame[70..72].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            frame
+        }
         _ => panic!("two families"),
     }
 }

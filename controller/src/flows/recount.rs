@@ -51,3 +51,48 @@ impl Recount {
         corrected
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::{FlowTable, now_tick};
+    use crate::flows::kill::tests::{Put, TCP, put, with_tables};
+    use portcullis_common::layout::KIND_MAPPING;
+
+    fn sweep(recount: &mut Recount, tables: [&FlowTable; 2]) -> u64 {
+        recount.begin(tables[0].guests());
+        for table in tables {
+            table.sweep_counting(now_tick(), recount.held(), |_, _| {});
+        }
+        recount.end(tables[0].guests())
+    }
+
+    #[test]
+    fn a_count_that_is_wrong_is_put_right_once_two_sweeps_agree_and_nothing_has_happened_to_the_guest() {
+        with_tables(|flows, flows6| {
+            // Flows that nobody has counted, of two guests; the port of a socket is not one.
+            put(flows, TCP);
+            put(flows, Put { slot: 2, ..TCP });
+            put(flows, Put { slot: 4, kind: KIND_MAPPING, ..TCP });
+            put(flows6, Put { guest: 8, ..TCP });
+            let held = |guest| flows.guests().read(guest).held;
+            let mut recount = Recount::default();
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 0);
+            assert_eq!([7, 8].map(held), [0, 0], "one look is not enough");
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 2);
+            assert_eq!([7, 8].map(held), [2, 1]);
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 0, "and then all is well");
+
+            assert!(flows.end(2, &flows.read(2).unwrap(), now_tick()));
+            assert_eq!([7, 8].map(held), [1, 1], "an ended flow counts no more");
+            put(flows, Put { slot: 6, ..TCP });
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 0);
+            put(flows, Put { slot: 2, ..TCP });
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 0, "what was found has changed");
+            assert!(flows.end(2, &flows.read(2).unwrap(), now_tick()));
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 0, "a flow has ended since");
+            assert_eq!(sweep(&mut recount, [flows, flows6]), 1);
+            assert_eq!([7, 8].map(held), [2, 1]);
+        });
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::diagnostics::Problems;
 use super::fields::Fields;
 use super::interfaces::HOOKS;
-use super::network::{FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink};
+use super::network::{FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink, flows_per_guest};
 use super::register::Register;
 use super::source::{Span, Text};
 use super::tree::Node;
