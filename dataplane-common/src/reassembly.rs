@@ -246,7 +246,8 @@ pub fn remember<E: Env>(env: &E, ctx: &mut Context) {
         let slot = slots.add(best as usize & (DATAGRAM_SLOTS - 1));
         let before = atomic::load(&raw const (*slot).ctl);
         let busy = owned(before, deadline, BUSY);
-        if in_work(before, ctx.now) || atomic::compare_exchange(&raw mut (*slot).ctl, before, busy) != before {
+        if in_work(before, ctx.now) || atomic::compare_exchange(&raw mut (*slot).ctl, before, busy) != before
+        {
             // Another processor was faster: this datagram's later fragments are lost.
             return;
         }
@@ -330,7 +331,11 @@ mod tests {
         known(&env, &mut ctx).unwrap();
         assert_eq!(ctx.recalled.next(), 20);
         // Another processor that sent the same fragment changes nothing.
-        advance(&env, &Context { recalled: Recalled { ctl: ctx.recalled.ctl ^ 1, ..ctx.recalled }, ..ctx }, None);
+        advance(
+            &env,
+            &Context { recalled: Recalled { ctl: ctx.recalled.ctl ^ 1, ..ctx.recalled }, ..ctx },
+            None,
+        );
         assert!(known(&env, &mut ctx).is_some());
         ctx.now += PATIENCE + SLACK + 1;
         assert_eq!(known(&env, &mut ctx), None, "it is not waited for any more");
@@ -355,7 +360,8 @@ mod tests {
         }
         assert!(known(&env, &mut neighbour).is_some(), "on another device");
         assert!(known(&env, &mut quiet).is_some(), "beside it");
-        let kept: Vec<u32> = (0..10_000).filter(|id| known(&env, &mut context(3, 100 + id)).is_some()).collect();
+        let kept: Vec<u32> =
+            (0..10_000).filter(|id| known(&env, &mut context(3, 100 + id)).is_some()).collect();
         assert_eq!(kept.len(), DATAGRAM_SLOTS - 1);
         // Who comes late into a full set finds room too.
         let mut late = context(4, 4);
