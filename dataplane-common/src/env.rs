@@ -5,8 +5,8 @@ use crate::engine::Context;
 use crate::flow::{Ctl, Taken};
 use crate::layout::{Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, WORLD};
 use crate::policy::Page;
-use crate::reassembly::DatagramSet;
 use crate::reason::Reason;
+use crate::reassembly::DatagramSet;
 
 /// One attempt of a bounded search that may be too long to inline; see [`Env::search`].
 pub trait Step<E: Env> {

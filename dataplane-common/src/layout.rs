@@ -117,7 +117,8 @@ impl Device {
     #[inline(always)]
     pub fn apart(&self, station: Station) -> bool {
         // SAFETY: the six bytes of `mac`, which stands at an even address.
-        let own = unsafe { Station(load32::<0, _>(&raw const self.mac), load16::<4, _>(&raw const self.mac)) };
+        let own =
+            unsafe { Station(load32::<0, _>(&raw const self.mac), load16::<4, _>(&raw const self.mac)) };
         ((station.0 ^ own.0) | (station.1 ^ own.1) as u32) & self.strict != 0
     }
 }

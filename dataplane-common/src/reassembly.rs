@@ -37,7 +37,7 @@ pub struct Datagram {
     pub ctl: u64,
     pub key: FragmentKey,
     pub known: Known,
-    pub pad: u32,
+    pub pad: u64,
 }
 
 /// What the first fragment says for the later ones. Ports in network order.
@@ -65,6 +65,9 @@ const _: () = {
     assert!(size_of::<DatagramSet>() == 1024);
     assert!(ADDRESS_SETS.is_power_of_two() && WORLD_SETS.is_power_of_two() && DEVICE_SETS.is_power_of_two());
 };
+
+/// Of a key.
+const WORDS: usize = size_of::<FragmentKey>() / 4;
 
 /// A slot that is being written.
 const BUSY: u16 = 0xffff;
@@ -136,12 +139,12 @@ fn mixed(address: &[u32; 4], seed: u64) -> u32 {
 /// `slot` can be read. What is read may be torn: the caller compares the control word afterwards.
 #[inline(always)]
 unsafe fn has_key(slot: *const Datagram, key: &FragmentKey) -> bool {
-    // SAFETY: the caller vouches for `slot`; eleven aligned words each.
+    // SAFETY: the caller vouches for `slot`; aligned words.
     unsafe {
         let (a, b) = ((&raw const (*slot).key).cast::<u32>(), (&raw const *key).cast::<u32>());
         let mut differ = 0;
         let mut i = 0;
-        while i < 11 {
+        while i < WORDS {
             differ |= a.add(i).read_volatile() ^ *b.add(i);
             i += 1;
         }
@@ -243,13 +246,14 @@ pub fn remember<E: Env>(env: &E, ctx: &mut Context) {
         let slot = slots.add(best as usize & (DATAGRAM_SLOTS - 1));
         let before = atomic::load(&raw const (*slot).ctl);
         let busy = owned(before, deadline, BUSY);
-        if in_work(before, ctx.now) || atomic::compare_exchange(&raw mut (*slot).ctl, before, busy) != before {
+        if in_work(before, ctx.now) || atomic::compare_exchange(&raw mut (*slot).ctl, before, busy) != before
+        {
             // Another processor was faster: this datagram's later fragments are lost.
             return;
         }
         let (to, from) = ((&raw mut (*slot).key).cast::<u32>(), (&raw const ctx.datagram).cast::<u32>());
         let mut word = 0;
-        while word < 11 {
+        while word < WORDS {
             to.add(word).write_volatile(*from.add(word));
             word += 1;
         }
@@ -327,7 +331,11 @@ mod tests {
         known(&env, &mut ctx).unwrap();
         assert_eq!(ctx.recalled.next(), 20);
         // Another processor that sent the same fragment changes nothing.
-        advance(&env, &Context { recalled: Recalled { ctl: ctx.recalled.ctl ^ 1, ..ctx.recalled }, ..ctx }, None);
+        advance(
+            &env,
+            &Context { recalled: Recalled { ctl: ctx.recalled.ctl ^ 1, ..ctx.recalled }, ..ctx },
+            None,
+        );
         assert!(known(&env, &mut ctx).is_some());
         ctx.now += PATIENCE + SLACK + 1;
         assert_eq!(known(&env, &mut ctx), None, "it is not waited for any more");
@@ -352,7 +360,8 @@ mod tests {
         }
         assert!(known(&env, &mut neighbour).is_some(), "on another device");
         assert!(known(&env, &mut quiet).is_some(), "beside it");
-        let kept: Vec<u32> = (0..10_000).filter(|id| known(&env, &mut context(3, 100 + id)).is_some()).collect();
+        let kept: Vec<u32> =
+            (0..10_000).filter(|id| known(&env, &mut context(3, 100 + id)).is_some()).collect();
         assert_eq!(kept.len(), DATAGRAM_SLOTS - 1);
         // Who comes late into a full set finds room too.
         let mut late = context(4, 4);

@@ -13,10 +13,10 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use portcullis_common::engine::{self, Context, Hook, Side, Stage, Verdict};
 use portcullis_common::env::Env as _;
+use portcullis_common::opaque::opaque;
 use portcullis_common::packet::cut::{self, Cut};
 use portcullis_common::packet::headers::{Ethernet, Ipv4};
 use portcullis_common::packet::{Packet, at};
-use portcullis_common::opaque::opaque;
 use portcullis_common::{MARK, Reason};
 
 use crate::env::{Maps, scratch};

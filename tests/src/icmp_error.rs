@@ -13,6 +13,7 @@ use crate::ledger::Ledger;
 
 /// vm1 and vm2 leave by port and are behind a load balancer, vm3 has addresses of its own; both families.
 pub const POLICY: &str = r#"
+# frames for other stations are told apart
 virtualNetworks:
   - name: lab
     addressSpace: { addressPrefixes: [10.0.0.0/16, 'fd00:1::/48'] }

@@ -87,14 +87,12 @@ fn a_fragment_is_noted_only_of_its_own_sender_in_a_flow_that_is_allowed() {
 
             // What a rule denies leaves nothing behind, nor takes it the place of what is allowed.
             let denied = fragments(WORLD, (f.server, 4000), (f.own, 54), 9, 80);
-            let outcome =
-                t.0.run("denied", At::Ingress("up"), &denied[0], DeniedByRule, &[DENY]);
+            let outcome = t.0.run("denied", At::Ingress("up"), &denied[0], DeniedByRule, &[DENY]);
             assert_eq!(outcome.action, Action::Drop);
             t.drops("its rest", WORLD, &denied[1], FragmentOutOfOrder);
             let allowed = fragments(WORLD, (f.server, 4000), (f.own, 53), 9, 80);
             t.out("allowed, under the same number", WORLD, &allowed[0], (NewFlow, &[DNS]));
-            let outcome =
-                t.0.run("denied, between", At::Ingress("up"), &denied[0], FragmentOverlap, &[]);
+            let outcome = t.0.run("denied, between", At::Ingress("up"), &denied[0], FragmentOverlap, &[]);
             assert_eq!(outcome.action, Action::Drop);
             if !f.v6() {
                 t.out("the allowed one's rest", WORLD, &allowed[1], (Forwarded, &[]));
@@ -165,7 +163,12 @@ fn fragments_out_of_order_overlapping_or_too_long_are_dropped_each_by_its_name()
                 if !f.v6() {
                     fix_header(&mut tiny, 14);
                 }
-                t.drops(&format!("a first one with so much of its header: {name}"), guest(1), &tiny, Malformed);
+                t.drops(
+                    &format!("a first one with so much of its header: {name}"),
+                    guest(1),
+                    &tiny,
+                    Malformed,
+                );
             }
         }
     });

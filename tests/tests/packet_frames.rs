@@ -186,7 +186,12 @@ fn a_udp_checksum_that_is_none_stays_none_and_one_that_comes_out_as_none_is_sent
 fn extended(f: Family, t: &mut Table<'_>, quoted: usize, padded: usize) {
     let (inside, server) = (at(f.vm1, 5000), at(f.server, 53));
     let frame = packet(guest(1), What::Tcp, inside, server);
-    let left = t.out("opens, or opens again", guest(1), &frame, if quoted == 28 { (NewFlow, &[]) } else { (Forwarded, &[]) });
+    let left = t.out(
+        "opens, or opens again",
+        guest(1),
+        &frame,
+        if quoted == 28 { (NewFlow, &[]) } else { (Forwarded, &[]) },
+    );
     let outside = Frame::parse(left.clone()).source().unwrap();
     let private = sent(guest(1), What::Tcp, inside, server);
     let make = |packet: &[u8]| {
@@ -207,7 +212,11 @@ fn extended(f: Family, t: &mut Table<'_>, quoted: usize, padded: usize) {
     assert_eq!(out[begin + 12..begin + 20], private[26..34], "{who}: addresses");
     assert_eq!(out[begin + 20..begin + 24], private[34..38], "{who}: ports");
     assert_eq!(out[begin + padded..], error[begin + padded..], "{who}: the extension");
-    assert_eq!(out[begin + quoted..begin + padded], error[begin + quoted..begin + padded], "{who}: the padding");
+    assert_eq!(
+        out[begin + quoted..begin + padded],
+        error[begin + quoted..begin + padded],
+        "{who}: the padding"
+    );
     assert_eq!(checksum::of(&out[34..]), 0, "{who}: the error's checksum");
     assert_eq!(out[34 + 5], words, "{who}: the length");
 }
@@ -233,7 +242,12 @@ fn source_quench_and_information_are_not_forwarded() {
         t.drops("source quench", WORLD, &quench, IcmpError);
         for kind in [15, 16] {
             let message = What::Icmp(kind, [1, 2, 3, 4]);
-            t.drops("information", guest(3), &packet(guest(3), message, at(f.vm3, 0), at(f.server, 0)), IcmpType);
+            t.drops(
+                "information",
+                guest(3),
+                &packet(guest(3), message, at(f.vm3, 0), at(f.server, 0)),
+                IcmpType,
+            );
             let outcome = t.0.run(
                 "information from outside",
                 At::Ingress("up"),

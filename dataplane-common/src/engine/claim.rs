@@ -42,12 +42,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
 
 /// Makes the flow, and sends the packet that opens it.
 #[inline(always)]
-fn open<F: Family, P: Packet, E: Env>(
-    packet: &P,
-    env: &E,
-    ctx: &mut Context,
-    control: &Control,
-) -> Verdict {
+fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, control: &Control) -> Verdict {
     let settings = forward::settings(control, ctx.generation);
     if ctx.idle_class == 0 {
         ctx.idle_class = match ctx.key.protocol {

@@ -228,7 +228,9 @@ pub(super) fn send_as<F: Family, E: Env>(
     let hop = unsafe { &*hop };
     let exit = exit(hop, ctx.now);
     match exit {
-        Exit::ToHost => return pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
+        Exit::ToHost => {
+            return pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason });
+        }
         Exit::Nowhere => return drop(env, ctx, Reason::Unresolved),
         _ => {}
     }

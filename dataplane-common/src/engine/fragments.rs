@@ -58,7 +58,11 @@ fn ports<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -
         ctx.datagram_set = reassembly::set(ctx, unsafe { &(*control).seed });
         env.recall(ctx);
     }
-    if offset != 0 { later::<F, E>(env, ctx)? } else { first::<F, P, E>(packet, env, ctx)? }
+    if offset != 0 {
+        later::<F, E>(env, ctx)?
+    } else {
+        first::<F, P, E>(packet, env, ctx)?
+    }
     ctx.key6.key = ctx.key;
     Ok(())
 }

@@ -16,8 +16,9 @@ use crate::reason::Reason;
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     if !F::V6 && ctx.refused == Reason::Fragmented as u8 {
-        let cut = Cut::plan(packet, ctx, ctx.mtu, env.identification());
-        if let Some(cut) = cut
+        // On its way back in it is translated half, and would not be believed where it came from.
+        if ctx.looped == 0
+            && let Some(cut) = Cut::plan(packet, ctx, ctx.mtu, env.identification())
             && (env.dry_run() || packet.cut(&cut))
         {
             env.count(Reason::Fragmented, ctx.length);

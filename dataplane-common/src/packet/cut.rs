@@ -57,7 +57,8 @@ impl Cut {
         let payload = total.wrapping_sub(20);
         let piece = (mtu - 20) & !7;
         let piece = if piece > PIECE { PIECE } else { piece };
-        if options || field & 0x4000 != 0 || payload > LONGEST || payload > piece * PIECES || payload <= piece {
+        if options || field & 0x4000 != 0 || payload > LONGEST || payload > piece * PIECES || payload <= piece
+        {
             return None;
         }
         let fragment = field & 0x3fff != 0;
@@ -80,7 +81,8 @@ impl Cut {
         let (total, field) = (((length + 20) as u16).to_be(), field.to_be());
         // SAFETY: `at` checked the bounds.
         unsafe {
-            let mut change = checksum::difference16(load16::<{ offset_of!(Ipv4, total_length) }, _>(ip), total);
+            let mut change =
+                checksum::difference16(load16::<{ offset_of!(Ipv4, total_length) }, _>(ip), total);
             change += checksum::difference16(load16::<{ offset_of!(Ipv4, fragment) }, _>(ip), field);
             change += checksum::difference16(load16::<{ offset_of!(Ipv4, id) }, _>(ip), self.id);
             store16::<{ offset_of!(Ipv4, total_length) }, _>(ip, total);
