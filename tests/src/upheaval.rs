@@ -18,7 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBufForce, SndBuf};
 
 use crate::edge::Edge;
 use crate::lab::{Namespace, eventually, ping, tcp_connect};
@@ -28,8 +29,9 @@ use crate::random::Random;
 pub const RATE: u64 = 60_000;
 /// The server answers every so many.
 pub const ANSWERED: u64 = 16;
-/// Datagrams under way at most. A veth's ring has 256 places, and the backlog of a processor 1,000.
-const WINDOW: u64 = 200;
+/// Datagrams under way at most, and bytes of the connection at either end: together less than the 256 places of a veth's ring.
+const WINDOW: u64 = 128;
+const SEND_BUFFER: usize = 16 << 10;
 /// Bytes written to the connection every millisecond.
 const CHUNK: usize = 4096;
 /// For what is under way to arrive, retransmissions of TCP included.
@@ -226,6 +228,7 @@ impl Traffic {
         counts.saw(peer);
         for stream in [&client, &server] {
             stream.set_nodelay(true)?;
+            setsockopt(stream, SndBuf, &SEND_BUFFER).context("the size of a socket's buffer")?;
             stream.set_read_timeout(Some(POLL))?;
         }
         let mut traffic = Self { counts, client, server, threads: Vec::new() };

@@ -12,7 +12,7 @@ use portcullis_common::{Reason, clock};
 use portcullis_tests::backend::{Action, At, Backend as _, KernelBackend};
 use portcullis_tests::claiming::{PORTS, craft, policy, source_port, syn};
 use portcullis_tests::edge::Edge;
-use portcullis_tests::edge::{HookCheck, LabPolicy, WithHook, under_both};
+use portcullis_tests::edge::{HookCheck, LabPolicy, under_both};
 use portcullis_tests::lab::{
     Craft, RawSender, Sniffer, TcpEcho, TcpFlags, TopologySpec, eventually, tcp_exchange,
 };
@@ -122,7 +122,7 @@ fn without_anybody_who_tidies_a_table_for_two_turnovers_takes_twenty_five_of_all
             let counters = backend.counters()?;
             assert_eq!(counters.get(&Reason::TableFull), None, "{name}: {counters:?}");
             let through = u64::from(TURNOVERS) * 2 * u64::from(PORTS);
-            assert_eq!(counters.get(&Reason::Forwarded), Some(&through), "{name}: {counters:?}");
+            assert_eq!(counters.get(&Reason::NewFlow), Some(&through), "{name}: {counters:?}");
             Ok(())
         })
         .unwrap();

@@ -186,7 +186,7 @@ fn whichever_call_of_a_start_over_a_running_gateway_fails_packets_are_judged_as_
             stage.intercept.fail_nth(n.max(1));
             stage.edge.daemon.start().unwrap();
             let when = format!("{hook:?}, call {n} of {calls}");
-            match stage.edge.daemon.wait_ready(PATIENCE) {
+            match stage.edge.daemon.wait_ready(6 * PATIENCE) {
                 Ok(()) => begun += 1,
                 Err(error) => {
                     assert!(!stage.edge.daemon.is_running(), "{when}: {error:#}");

@@ -10,7 +10,7 @@ use portcullis_tests::lab::{Namespace, TopologySpec, UdpEcho, eventually, ping, 
 use serde_json::Value;
 
 /// The longest that anything takes: the router is asked for every 20 s, and given up by the kernel some seconds later.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(90);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const FRONTEND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
