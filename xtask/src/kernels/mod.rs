@@ -50,7 +50,9 @@ pub fn test(kernel: &str, name: Option<&str>, list: bool) -> anyhow::Result<()> 
         }
         return Ok(());
     }
-    let ground = Ground::prepare(&target.join("kernels"), series)?;
+    let kernels = target.join("kernels");
+    let _only_one = only_one(&kernels)?;
+    let ground = Ground::prepare(&kernels, series)?;
     let script = ground.directory.join("guest.sh");
     fs::write(&script, guest_script(&ground, &plan)?)
         .with_context(|| format!("writing {}", script.display()))?;
@@ -63,6 +65,18 @@ pub fn test(kernel: &str, name: Option<&str>, list: bool) -> anyhow::Result<()> 
     let (total, failures) = run(Machine::start(&ground, &initramfs)?, &plan)?;
     println!("\nLinux {}, {} s", ground.release, started.elapsed().as_secs());
     suites::conclude(&total, &failures)
+}
+
+/// One run at a time: they share what is fetched, the console's file and the script.
+fn only_one(kernels: &Path) -> anyhow::Result<fs::File> {
+    fs::create_dir_all(kernels).with_context(|| format!("making {}", kernels.display()))?;
+    let path = kernels.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => bail!("another run with --kernel is under way: wait for its end"),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
 }
 
 /// What is to be run, and the target directory.
@@ -104,7 +118,12 @@ fn guest_script(ground: &Ground, plan: &[Planned]) -> anyhow::Result<String> {
         format!("modules={} busybox={}\nsuites() {{\n", path(&ground.modules)?, path(&ground.busybox)?);
     for (number, planned) in plan.iter().enumerate() {
         let (directory, executable) = planned.suite.places().context("a suite without an executable")?;
-        write!(script, "    suite {number} {} {} --test-threads=1", path(directory)?, path(executable)?)?;
+        write!(
+            script,
+            "    suite {number} {} {} --test-threads=1 --color=never",
+            path(directory)?,
+            path(executable)?
+        )?;
         planned.arguments.iter().for_each(|argument| script += &format!(" {}", quoted(argument)));
         script += "\n";
     }
