@@ -74,8 +74,12 @@ fn only_one(kernels: &Path) -> anyhow::Result<fs::File> {
     let file = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => bail!("another run with --kernel is under way: wait for its end"),
-        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another run with --kernel is under way: wait for its end")
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
     }
 }
 
@@ -86,9 +90,9 @@ fn plan(series: &Series, name: Option<&str>) -> anyhow::Result<(Vec<Planned>, Pa
     let mut plan = Vec::new();
     for suite in built {
         let Some((package, target)) = suite.needs_root() else { continue };
-        let mut arguments: Vec<String> = match (name, selection::wanted(package, target)) {
-            (Some(name), _) => vec![name.to_owned()],
-            (None, Some(names)) => names.iter().map(|name| (*name).to_owned()).collect(),
+        let (place, mut arguments): (usize, Vec<String>) = match (name, selection::wanted(package, target)) {
+            (Some(name), _) => (0, vec![name.to_owned()]),
+            (None, Some((place, names))) => (place, names.iter().map(|name| (*name).to_owned()).collect()),
             (None, None) => continue,
         };
         let tests = suite.list(&arguments)?;
@@ -102,9 +106,11 @@ fn plan(series: &Series, name: Option<&str>) -> anyhow::Result<(Vec<Planned>, Pa
             }
         }
         if !tests.is_empty() {
-            plan.push(Planned { suite, arguments, skipped });
+            plan.push((place, Planned { suite, arguments, skipped }));
         }
     }
+    plan.sort_by_key(|(place, _)| *place);
+    let plan: Vec<Planned> = plan.into_iter().map(|(_, planned)| planned).collect();
     ensure!(!plan.is_empty(), "no test that needs a kernel has such a name");
     Ok((plan, target))
 }
