@@ -50,7 +50,11 @@ impl Series {
                 rest.starts_with('.') && !["-cloud", "-rt"].iter().any(|flavour| rest.ends_with(flavour))
             })
         };
-        let newest = packages.lines().map(str::trim).filter(of_series).max_by_key(|package| numbers(package));
+        let newest = packages
+            .lines()
+            .map(str::trim)
+            .filter(of_series)
+            .max_by_key(|package| numbers(package.trim_end_matches("-amd64")));
         Ok(newest
             .with_context(|| {
                 format!("Debian's {} has no kernel {} any more", self.suites.join(", "), self.name)
