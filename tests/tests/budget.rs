@@ -41,19 +41,33 @@ const BUDGET: [(&str, u32); 33] = [
     ("pc_devmap_xmit", 150),
 ];
 
+/// What any program may take before 6.12. The verifier of 6.1 takes every number of a program with functions for one that
+/// matters, and so walks much twice that 6.3 walks once: the classifiers take 194,000, and IPv6's first stage under XDP
+/// 528,000 (measured there with `cargo xtask test --kernel 6.1`).
+const OLDER: u32 = 700_000;
+
+/// Major and minor number of the running kernel.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 #[test]
 fn every_program_stays_within_its_budget_of_verified_instructions() {
     let bpffs = BpfFs::mount().unwrap();
     let datapath = Datapath::open(&bpffs.path().join("portcullis"), &LoadOptions::default()).unwrap();
     let programs = datapath.program_info().unwrap();
+    let older = kernel() < (6, 12);
     assert!(programs.len() == BUDGET.len(), "{} programs", programs.len());
     for program in programs {
         let verified = program.verified_instructions.expect("the kernel says so since 5.16");
         println!("{:18} {verified:>7}", program.name);
         let budget = BUDGET.iter().find(|(name, _)| *name == program.name);
         let (_, budget) = budget.unwrap_or_else(|| panic!("{} has no budget: give it one", program.name));
+        let budget = if older { OLDER.max(*budget) } else { *budget };
         assert!(
-            verified <= *budget,
+            verified <= budget,
             "{} took {verified} verified instructions, its budget is {budget}",
             program.name
         );

@@ -49,37 +49,36 @@ impl Ground {
     pub fn prepare(kernels: &Path, series: &Series) -> anyhow::Result<Self> {
         ensure!(cfg!(target_arch = "x86_64"), "other kernels can be tested on x86-64 only so far");
         let directory = kernels.join(series.name);
-        let apt = Apt { directory: directory.join("apt") };
-        let mut ready = false;
-        let mut fetch =
-            |packages: &dyn Fn(&Apt) -> anyhow::Result<Vec<String>>, to: &Path| -> anyhow::Result<()> {
-                if to.exists() {
-                    return Ok(());
-                }
-                if !ready {
-                    apt.refresh(series)?;
-                    ready = true;
-                }
-                let packages = packages(&apt)?;
-                apt.unpack(&packages, to)
-            };
         let root = directory.join("root");
-        fetch(&|apt| Ok(vec![series.newest(&apt.names("linux-image-6")?)?]), &root)?;
-        let tools = kernels.join("busybox");
-        fetch(&|_| Ok(vec!["busybox-static".to_owned()]), &tools)?;
-        let qemu = match setup::on_path(QEMU) {
-            true => Qemu { program: QEMU.into(), root: None },
-            false => {
-                let unpacked = kernels.join("qemu");
-                fetch(&|apt| apt.with_dependencies("qemu-system-x86"), &unpacked)?;
-                Qemu { program: unpacked.join("usr/bin").join(QEMU), root: Some(unpacked) }
+        if !root.exists() {
+            let apt = Apt::of(directory.join("apt"), series.suites)?;
+            apt.unpack(&[series.newest(&apt.names("linux-image-6")?)?], &root)?;
+        }
+        // From this machine's own release, whose libraries QEMU uses.
+        let release = release_name()?;
+        let tools = || Apt::of(kernels.join("apt"), &[&release, &format!("{release}-security")]);
+        let busybox = kernels.join("busybox");
+        if !busybox.exists() {
+            tools()?.unpack(&["busybox-static".to_owned()], &busybox)?;
+        }
+        let unpacked = kernels.join("qemu");
+        let qemu = if setup::on_path(QEMU) {
+            Qemu { program: QEMU.into(), root: None }
+        } else {
+            if !unpacked.exists() {
+                let apt = tools()?;
+                let packages = apt.with_dependencies("qemu-system-x86").context(
+                    "QEMU cannot be had beside what is installed: install qemu-system-x86 yourself",
+                )?;
+                apt.unpack(&packages, &unpacked)?;
             }
+            Qemu { program: unpacked.join("usr/bin").join(QEMU), root: Some(unpacked) }
         };
         let release = only_name(&root.join("lib/modules"))?;
         let ground = Self {
             kernel: root.join("boot").join(format!("vmlinuz-{release}")),
             modules: root.join("lib/modules").join(&release),
-            busybox: tools.join("bin/busybox"),
+            busybox: busybox.join("bin/busybox"),
             directory,
             release,
             qemu,
@@ -121,6 +120,23 @@ struct Apt {
 }
 
 impl Apt {
+    /// With the lists of these suites, which it gets from the machine's own mirror.
+    fn of(directory: PathBuf, suites: &[&str]) -> anyhow::Result<Self> {
+        ensure!(
+            setup::on_path("apt-get") && setup::on_path("dpkg-deb"),
+            "the kernels are Debian's packages: this works on Debian only, or in a container of it"
+        );
+        let list = series::sources_list(suites, &series::mirrors(&apt_sources())?);
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(directory.join(part)).context("making room for apt's lists")?;
+        }
+        fs::write(directory.join("sources.list"), list)?;
+        let apt = Self { directory };
+        let words = ["apt-get", "-q"].map(str::to_owned).into_iter();
+        shown(words.chain(apt.options()).chain(["update".to_owned()]))?;
+        Ok(apt)
+    }
+
     fn options(&self) -> Vec<String> {
         let here = self.directory.display();
         [
@@ -134,25 +150,6 @@ impl Apt {
         .into_iter()
         .flat_map(|option| ["-o".to_owned(), option])
         .collect()
-    }
-
-    /// Gets the archive's lists.
-    fn refresh(&self, series: &Series) -> anyhow::Result<()> {
-        ensure!(
-            setup::on_path("apt-get") && setup::on_path("dpkg-deb"),
-            "the kernels are Debian's packages: this works on Debian only, or in a container of it"
-        );
-        let list = series::sources_list(series, &release_name()?, &series::mirrors(&apt_sources())?);
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(self.directory.join(directory)).context("making room for apt's lists")?;
-        }
-        fs::write(self.directory.join("sources.list"), list)?;
-        shown(
-            ["apt-get".to_owned(), "-q".to_owned()]
-                .into_iter()
-                .chain(self.options())
-                .chain(["update".to_owned()]),
-        )
     }
 
     /// Package names that begin with this.

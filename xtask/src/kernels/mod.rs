@@ -50,7 +50,9 @@ pub fn test(kernel: &str, name: Option<&str>, list: bool) -> anyhow::Result<()> 
         }
         return Ok(());
     }
-    let ground = Ground::prepare(&target.join("kernels"), series)?;
+    let kernels = target.join("kernels");
+    let _only_one = only_one(&kernels)?;
+    let ground = Ground::prepare(&kernels, series)?;
     let script = ground.directory.join("guest.sh");
     fs::write(&script, guest_script(&ground, &plan)?)
         .with_context(|| format!("writing {}", script.display()))?;
@@ -65,6 +67,22 @@ pub fn test(kernel: &str, name: Option<&str>, list: bool) -> anyhow::Result<()> 
     suites::conclude(&total, &failures)
 }
 
+/// One run at a time: they share what is fetched, the console's file and the script.
+fn only_one(kernels: &Path) -> anyhow::Result<fs::File> {
+    fs::create_dir_all(kernels).with_context(|| format!("making {}", kernels.display()))?;
+    let path = kernels.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another run with --kernel is under way: wait for its end")
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
 /// What is to be run, and the target directory.
 fn plan(series: &Series, name: Option<&str>) -> anyhow::Result<(Vec<Planned>, PathBuf)> {
     let built = suites::built()?;
@@ -72,9 +90,9 @@ fn plan(series: &Series, name: Option<&str>) -> anyhow::Result<(Vec<Planned>, Pa
     let mut plan = Vec::new();
     for suite in built {
         let Some((package, target)) = suite.needs_root() else { continue };
-        let mut arguments: Vec<String> = match (name, selection::wanted(package, target)) {
-            (Some(name), _) => vec![name.to_owned()],
-            (None, Some(names)) => names.iter().map(|name| (*name).to_owned()).collect(),
+        let (place, mut arguments): (usize, Vec<String>) = match (name, selection::wanted(package, target)) {
+            (Some(name), _) => (0, vec![name.to_owned()]),
+            (None, Some((place, names))) => (place, names.iter().map(|name| (*name).to_owned()).collect()),
             (None, None) => continue,
         };
         let tests = suite.list(&arguments)?;
@@ -88,9 +106,11 @@ fn plan(series: &Series, name: Option<&str>) -> anyhow::Result<(Vec<Planned>, Pa
             }
         }
         if !tests.is_empty() {
-            plan.push(Planned { suite, arguments, skipped });
+            plan.push((place, Planned { suite, arguments, skipped }));
         }
     }
+    plan.sort_by_key(|(place, _)| *place);
+    let plan: Vec<Planned> = plan.into_iter().map(|(_, planned)| planned).collect();
     ensure!(!plan.is_empty(), "no test that needs a kernel has such a name");
     Ok((plan, target))
 }
@@ -104,7 +124,12 @@ fn guest_script(ground: &Ground, plan: &[Planned]) -> anyhow::Result<String> {
         format!("modules={} busybox={}\nsuites() {{\n", path(&ground.modules)?, path(&ground.busybox)?);
     for (number, planned) in plan.iter().enumerate() {
         let (directory, executable) = planned.suite.places().context("a suite without an executable")?;
-        write!(script, "    suite {number} {} {} --test-threads=1", path(directory)?, path(executable)?)?;
+        write!(
+            script,
+            "    suite {number} {} {} --test-threads=1 --color=never",
+            path(directory)?,
+            path(executable)?
+        )?;
         planned.arguments.iter().for_each(|argument| script += &format!(" {}", quoted(argument)));
         script += "\n";
     }
