@@ -18,4 +18,6 @@ pub mod random;
 pub mod release;
 pub mod rfc_model;
 pub mod site;
+pub mod soak;
 mod stop;
+pub mod upheaval;
