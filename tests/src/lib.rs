@@ -18,6 +18,7 @@ pub mod random;
 pub mod release;
 pub mod rfc_model;
 pub mod site;
+pub mod soak;
 mod stop;
 pub mod tcp_table;
 pub mod upheaval;

@@ -126,7 +126,9 @@ mod tests {
 
     #[test]
     fn options_of_the_soak_need_no_two_dashes() {
-        let Ok(Task::Soak { arguments }) = parse("xtask soak --minutes 5") else { panic!("it parses as soak") };
+        let Ok(Task::Soak { arguments }) = parse("xtask soak --minutes 5") else {
+            panic!("it parses as soak")
+        };
         assert_eq!(arguments, ["--minutes", "5"]);
     }
 

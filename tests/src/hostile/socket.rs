@@ -56,9 +56,7 @@ impl Answer for FromPolicy {
                 let found = whois::whois(Path::new("/nonexistent"), &port, at.as_deref())?;
                 Ok(serde_json::to_value(found).expect("JSON"))
             }
-            Request::SnatPort { port } => {
-                Ok(Value::String(format!("{:?}", whois::end_and_protocol(&port)?)))
-            }
+            Request::SnatPort { port } => Ok(Value::String(format!("{:?}", whois::end_and_protocol(&port)?))),
             other => {
                 let around = Surroundings { host_addresses: None };
                 answers::answer(&self.0.network, &self.0.places, around, &other)

@@ -25,12 +25,32 @@ pub mod flag {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// Without its checksum if `bare` (IPv4 only).
-    Udp { from: u16, to: u16, length: usize, bare: bool },
-    Tcp { from: u16, to: u16, flags: u8, sequence: u32, acknowledgment: u32, length: usize },
+    Udp {
+        from: u16,
+        to: u16,
+        length: usize,
+        bare: bool,
+    },
+    Tcp {
+        from: u16,
+        to: u16,
+        flags: u8,
+        sequence: u32,
+        acknowledgment: u32,
+        length: usize,
+    },
     /// Echo request, or reply.
-    Echo { reply: bool, id: u16, length: usize },
+    Echo {
+        reply: bool,
+        id: u16,
+        length: usize,
+    },
     /// An ICMP error about a packet, of which it quotes so many bytes behind the IP header (all with `None`).
-    Error { message: Message, quote: Box<Packet>, behind: Option<usize> },
+    Error {
+        message: Message,
+        quote: Box<Packet>,
+        behind: Option<usize>,
+    },
 }
 
 /// What an ICMP error says.
@@ -100,7 +120,9 @@ impl Packet {
         let mut packet = self.clone();
         (packet.source, packet.destination) = (source.0, destination.0);
         match &mut packet.body {
-            Body::Udp { from, to, .. } | Body::Tcp { from, to, .. } => (*from, *to) = (source.1, destination.1),
+            Body::Udp { from, to, .. } | Body::Tcp { from, to, .. } => {
+                (*from, *to) = (source.1, destination.1)
+            }
             Body::Echo { id: own, .. } => *own = id,
             Body::Error { .. } => {}
         }

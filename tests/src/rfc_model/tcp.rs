@@ -6,7 +6,7 @@ use super::packet::flag::{ACK, FIN, RST, SYN};
 
 /// Are the checks of issue 6 in the product, that a RST has to be in sequence and a SYN+ACK has to answer? Without them both are
 /// believed as they come.
-const CHECKED: bool = false;
+pub(super) const CHECKED: bool = false;
 
 /// Which timer holds from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub enum Timer {
     /// The one that held.
     Keep,
     Established,
-    /// After both FINs.
-    Fin,
+    /// The one that held, or established anew.
+    Later,
     /// After a RST that is believed.
     Reset,
     /// After one that is not: as it was, or the transitory one.
@@ -27,6 +27,8 @@ pub enum Timer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     HalfOpen,
+    /// The SYN has been answered, and that not yet acknowledged.
+    Answered,
     Open,
     /// Both have sent a FIN.
     Closed,
@@ -39,6 +41,8 @@ enum Phase {
 pub struct Connection {
     pub(super) opener: usize,
     pub(super) initial: u32,
+    /// What the other side answered with.
+    answer: Option<u32>,
     phase: Phase,
     fin: [bool; 2],
     /// What each end last acknowledged.
@@ -62,6 +66,7 @@ impl Connection {
         Connection {
             opener: 0,
             initial,
+            answer: None,
             phase: Phase::HalfOpen,
             fin: [false; 2],
             acknowledged: [None; 2],
@@ -87,13 +92,27 @@ impl Connection {
             },
             Phase::HalfOpen => match kind {
                 _ if kind == SYN | ACK && acknowledgment == self.initial.wrapping_add(1) => {
-                    self.phase = Phase::Open;
-                    Timer::Established
+                    self.answer = Some(sequence);
+                    // From here or from the opener's acknowledgement on: both have been called established.
+                    self.phase = Phase::Answered;
+                    Timer::Later
                 }
                 // It answers something else; the opener will say so with a RST (RFC 9293 §3.10.7.3).
                 _ if kind == SYN | ACK && CHECKED => Timer::Keep,
                 _ => self.unsettle(),
             },
+            Phase::Answered if kind == ACK && end == self.opener => {
+                self.phase = Phase::Open;
+                if self.answer.is_some_and(|answer| acknowledgment == answer.wrapping_add(1)) {
+                    Timer::Established
+                } else {
+                    self.unsettle()
+                }
+            }
+            Phase::Answered if kind == SYN | ACK && end != self.opener && self.answer == Some(sequence) => {
+                Timer::Later
+            }
+            Phase::Answered => self.unsettle(),
             Phase::Open if kind & RST != 0 && !CHECKED => self.unsettle(),
             Phase::Open if kind & RST != 0 => {
                 if self.acknowledged[1 - end] == Some(sequence) {
@@ -108,8 +127,9 @@ impl Connection {
             Phase::Open => {
                 self.fin[end] |= kind & FIN != 0;
                 if self.fin == [true; 2] {
+                    // Both FINs, acknowledged or not: the timer of the end, which may begin now or may have begun.
                     self.phase = Phase::Closed;
-                    return Timer::Fin;
+                    return Timer::Later;
                 }
                 Timer::Established
             }

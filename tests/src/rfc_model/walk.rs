@@ -223,7 +223,8 @@ impl Walk {
         };
         let mut quote = Packet::new(from.0, to.0, body);
         quote.ttl = 1;
-        let all = [Message::PortUnreachable, Message::TooBig, Message::TimeExceeded, Message::ParameterProblem];
+        let all =
+            [Message::PortUnreachable, Message::TooBig, Message::TimeExceeded, Message::ParameterProblem];
         let message = all[self.random.below(4)];
         let behind = [None, None, Some(8), Some(12), Some(4)][self.random.below(5)];
         let router = if to.0.is_ipv6() { "2001:db8:1::1" } else { "192.0.2.1" };
@@ -235,15 +236,24 @@ impl Walk {
 
     /// What is to be dropped: another's source, nobody's destination, no time left.
     fn nonsense(&mut self) -> (Device, Packet) {
-        let (device, mut packet) =
-            if self.random.chance(50) { self.from_guest() } else { self.from_world() };
+        let (device, mut packet) = if self.random.chance(50) { self.from_guest() } else { self.from_world() };
         let v6 = packet.v6();
         match self.random.below(4) {
             0 if device == Device::World => packet.source = address(Device::Vm2, v6),
             0 => packet.source = address(if device == Device::Vm2 { Device::Vm1 } else { Device::Vm2 }, v6),
             1 if device == Device::World => packet.source = own_address(v6),
-            1 => packet.destination = if v6 { "fd00:1:0:1::99" } else { "10.0.1.99" }.parse().expect("a literal"),
-            _ => packet.ttl = self.random.below(2) as u8,
+            1 => {
+                packet.destination =
+                    if v6 { "fd00:1:0:1::99" } else { "10.0.1.99" }.parse().expect("a literal")
+            }
+            // Of a guest that has no way out: whether what ends here may open a flow is another question.
+            _ => {
+                packet.source = address(Device::Vm2, v6);
+                if !matches!(device, Device::World) {
+                    packet.ttl = self.random.below(2) as u8;
+                }
+                return (if device == Device::World { device } else { Device::Vm2 }, packet);
+            }
         }
         (device, packet)
     }

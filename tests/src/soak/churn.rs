@@ -13,6 +13,8 @@ use crate::lab::{Namespace, tcp_exchange, udp_exchange};
 
 /// For one exchange. A connection's first segments may be late, a datagram that is lost is lost.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Source ports of datagrams: the first, and how many. Fewer than the ports that a guest owns.
+const SOCKETS: (u16, u16) = (20_000, 800);
 /// Between two exchanges: new flows are to be seen, not to fill the machine.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -86,7 +88,9 @@ fn exchange(guest: &Namespace, counts: &Counts, tcp: bool) {
             tcp_exchange(guest, None, server, &payload, PATIENCE).map(|_| &counts.connections)
         } else {
             let server = SocketAddr::from((SERVER, UDP_PORT));
-            udp_exchange(guest, None, server, &payload, PATIENCE).map(|_| &counts.datagrams)
+            // A datagram's port is held for four minutes, so there are only so many sockets.
+            let socket = SOCKETS.0 + (number % u64::from(SOCKETS.1)) as u16;
+            udp_exchange(guest, Some(socket), server, &payload, PATIENCE).map(|_| &counts.datagrams)
         };
         match result {
             Ok(count) => _ = count.fetch_add(1, SeqCst),
@@ -94,7 +98,8 @@ fn exchange(guest: &Namespace, counts: &Counts, tcp: bool) {
                 counts.failed.fetch_add(1, SeqCst);
                 let mut failures = counts.failures.lock().unwrap_or_else(PoisonError::into_inner);
                 if failures.len() < 10 {
-                    failures.push(format!("{} {number}: {error}", if tcp { "connection" } else { "datagram" }));
+                    failures
+                        .push(format!("{} {number}: {error}", if tcp { "connection" } else { "datagram" }));
                 }
             }
         }

@@ -79,10 +79,13 @@ fn flap(edge: &Edge) -> anyhow::Result<()> {
         edge.topology.gateway().ip(&format!("link set dev {device} {state}"))?;
     }
     let guest = edge.topology.guest("vm3");
-    let works = || {
-        ping(guest, SERVER.into(), 1, Duration::from_secs(1)).is_ok_and(|outcome| outcome.received == 1)
-    };
-    ensure!(eventually(PATIENCE, works), "vm3 has no way out after its link came back: {:?}", edge.reasons()?);
+    let works =
+        || ping(guest, SERVER.into(), 1, Duration::from_secs(1)).is_ok_and(|outcome| outcome.received == 1);
+    ensure!(
+        eventually(PATIENCE, works),
+        "vm3 has no way out after its link came back: {:?}",
+        edge.reasons()?
+    );
     Ok(())
 }
 
