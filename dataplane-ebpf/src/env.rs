@@ -11,10 +11,10 @@ use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{V4, V6};
 use portcullis_common::flow::{self, Ctl, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
+use portcullis_common::reassembly::{self, DatagramSet};
 use portcullis_common::{
     Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, Reason, RuleCount,
 };
-use portcullis_common::reassembly::{self, DatagramSet};
 
 use crate::maps::*;
 

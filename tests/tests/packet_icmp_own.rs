@@ -92,6 +92,26 @@ fn who_sent_what_has_no_time_left_is_told_by_the_address_it_knows() {
 }
 
 #[test]
+fn what_has_no_time_left_opens_no_flow_and_takes_no_port() {
+    everywhere(|t| {
+        for f in Family::both() {
+            let kind = if f.v6() { (3, 0) } else { (11, 0) };
+            for what in [What::Udp, What::Tcp, What::Echo] {
+                let frame = packet(guest(1), what, at(f.vm1, 5100), at(f.server, 53));
+                let known =
+                    |t: &Table<'_>| t.0.backend.half_records().expect("the tables can be read").0.len();
+                let before = known(t);
+                let name = format!("{what:?}, the first of its flow");
+                told(t, &name, guest(1), &with_ttl(&frame, 1), gateway(f, 1), kind, TtlExpired);
+                assert_eq!(known(t), before, "{name} on {}", t.0.backend.name());
+                t.out("with time left", guest(1), &frame, (NewFlow, &[]));
+                assert!(known(t) > before, "{name} on {}", t.0.backend.name());
+            }
+        }
+    });
+}
+
+#[test]
 fn who_sent_what_the_next_link_does_not_take_is_told_its_mtu() {
     everywhere(|t| {
         for f in Family::both() {

@@ -1,13 +1,13 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward, fragments};
+use super::{Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward, fragments};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_LOOP, Settings,
-    WORLD, hops,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_HOST, NEXT_HOP_LOOP,
+    Settings, WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
@@ -51,6 +51,10 @@ fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, co
             ICMP | ICMPV6 => IDLE_ICMP,
             _ => IDLE_OTHER,
         };
+    }
+    // What goes no further opens nothing.
+    if ctx.ttl <= 1 && ctx.side != Side::Host as u8 && ctx.egress != NEXT_HOP_HOST {
+        return forward::unsent::<F, E>(env, ctx, Reason::TtlExpired);
     }
     if let Some(otherwise) = quota::admit::<F, E>(env, ctx) {
         return otherwise;

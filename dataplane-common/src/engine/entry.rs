@@ -8,7 +8,8 @@ use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::{TCP, UDP};
 use crate::packet::parse::{
-    self, Layer3, SHAPE_FLAGS, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN, Station,
+    self, Layer3, SHAPE_FLAGS, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
+    Station,
 };
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;

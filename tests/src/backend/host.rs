@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use portcullis_common::{GuestFlows, Reason};
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::flow::{Ctl, LIVE};
 use portcullis_common::layout::HalfRecord;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 

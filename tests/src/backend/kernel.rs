@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis::datapath::{Datapath, LoadOptions, Route, now_tick};
-use portcullis_common::{GuestFlows, Reason};
 use portcullis_common::engine::Hook;
 use portcullis_common::layout::HalfRecord;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 use crate::lab::{BpfFs, Namespace};
