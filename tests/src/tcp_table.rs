@@ -20,6 +20,9 @@ pub const RESET_TIME: u32 = 8_000;
 pub const ESTABLISHED: u32 = 10_000;
 const TIMERS: [u32; 5] = [HALF_OPEN, TRANSITORY, FIN_TIME, RESET_TIME, ESTABLISHED];
 
+/// What lets vm3 out.
+const ALLOWED: [&str; 1] = ["own/Outbound/defaultSecurityRules/AllowInternetOutBound"];
+
 /// That of the ICMP tables, with a rule of the load balancer's for TCP, from port 443 to vm1's 8443.
 pub fn policy() -> String {
     let mut rules = String::new();
@@ -136,17 +139,16 @@ impl Connection {
     /// # Panics
     /// If it does not arrive as a new flow's, unprolonged.
     pub fn open(t: &mut Table<'_>, f: Family, way: Way, port: u16) -> Self {
-        let at = |address, port| SocketAddr::new(address, port);
+        let at = SocketAddr::new;
         let (opener, mut other, rules): (_, _, &[&str]) = match way {
             Way::Out | Way::Own => {
                 let (number, own) = if way == Way::Out { (1, f.vm1) } else { (3, f.vm3) };
                 let public = if way == Way::Out { f.frontend } else { f.own };
                 let server = at(f.server, 443);
-                let allowed = "own/Outbound/defaultSecurityRules/AllowInternetOutBound";
                 (
                     End { side: guest(number), own: at(own, port), peer: server },
                     End { side: WORLD, own: server, peer: at(public, port) },
-                    if way == Way::Out { &[] } else { &[allowed] },
+                    if way == Way::Out { &[] } else { &ALLOWED },
                 )
             }
             Way::In => {

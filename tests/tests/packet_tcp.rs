@@ -12,9 +12,9 @@ use portcullis_tests::tcp_table::{
 /// Runs a scenario for every family and way, each on ports of its own.
 fn each(scenario: impl Fn(&mut Table<'_>, Family, Way, &mut dyn FnMut() -> u16) + Sync) {
     everywhere_under(&policy(), |t| {
+        let mut port = 5000;
         for f in Family::both() {
             for way in WAYS {
-                let mut port = 5000;
                 scenario(t, f, way, &mut || {
                     port += 1;
                     port
