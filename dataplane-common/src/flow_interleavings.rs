@@ -270,8 +270,7 @@ fn open(env: &HostEnv, port: u16) -> Option<Taken> {
         unsafe { atomic::add(&raw mut (*guest).waiting, 1u64.wrapping_neg()) };
         return None;
     }
-    let body =
-        Body { peer: taken.index(), deadline: env.now() + 1, hops: hops(GUEST, 9), ..Body::default() };
+    let body = Body { peer: taken.index(), deadline: env.now() + 1, hops: hops(GUEST, 9), ..Body::default() };
     publish::<V4, _>(env, taken, &body, Ctl::new(taken.generation(), LIVE, 0, 0, FLAG_FORWARD));
     let mut ctx = Context { now: env.now(), ..Context::default() };
     ctx.key.network = WORLD;
