@@ -71,7 +71,7 @@ fn a_flood_of_syns_from_forged_sources_leaves_room_for_every_real_client_of_that
             let mut made = [0, 0];
             while sent.load(SeqCst) < FLOOD {
                 for guest in [0, 1] {
-                    let outcome = tcp_exchange(world, at(public(guest), PORT), b"hello", LIMIT);
+                    let outcome = tcp_exchange(world, None, at(public(guest), PORT), b"hello", LIMIT);
                     assert!(
                         outcome.is_ok(),
                         "{hook:?}: {}: {outcome:?}; {:?}",
@@ -136,7 +136,7 @@ fn a_guest_that_opens_flows_as_fast_as_it_can_stops_at_its_quota_and_has_room_ag
         for n in 1..=4000 {
             raw.send(&syn(n)).unwrap();
             if n % 200 == 0 {
-                let outcome = tcp_exchange(&vm2, server, b"hello", LIMIT);
+                let outcome = tcp_exchange(&vm2, None, server, b"hello", LIMIT);
                 assert!(outcome.is_ok(), "{hook:?}: {outcome:?}; {:?}", edge.reasons());
                 connections += 1;
             }
@@ -156,10 +156,10 @@ fn a_guest_that_opens_flows_as_fast_as_it_can_stops_at_its_quota_and_has_room_ag
             raw.send(&syn(n)).unwrap();
         }
         edge.daemon.kill();
-        let again = || tcp_exchange(&vm1, server, b"hello", Duration::from_secs(3)).is_ok();
+        let again = || tcp_exchange(&vm1, None, server, b"hello", Duration::from_secs(3)).is_ok();
         assert!(eventually(LIMIT, again), "{hook:?}: dead flows make room");
         for _ in 0..100 {
-            let outcome = tcp_exchange(&vm1, server, b"hello", LIMIT);
+            let outcome = tcp_exchange(&vm1, None, server, b"hello", LIMIT);
             assert!(outcome.is_ok(), "{hook:?}: {outcome:?}");
         }
         assert_eq!(held.alive(LIMIT), 20, "{hook:?}");

@@ -370,7 +370,6 @@ fn datagrams_nobody_answers_are_half_open_and_those_of_a_conversation_are_not() 
         }
         assert_eq!(t.has("vm3/v4"), [1 + i64::from(SHARE), SHARE.into(), 0, 30 - i64::from(SHARE)]);
         t.sends("the conversation", WORLD, &talks.datagram(), Forwarded);
-        t.sends("a latecomer begins anew", WORLD, &Client::new(3, 0).datagram(), NewFlow);
     });
 }
 
