@@ -353,3 +353,7 @@ impl<F: Family, E: Env> Step<E> for GiveUpOldest<F> {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "quota_tests.rs"]
+mod tests;

@@ -99,13 +99,13 @@ fn by_guest(shared: &Shared) -> anyhow::Result<Vec<MetricFamily>> {
             held,
         ),
         family(
-            "portcullis_guest_flows_refused_total",
+            "portcullis_guest_refused_total",
             "Packets that opened no flow because their guest held as many as it may.",
             MetricType::COUNTER,
             refused,
         ),
         family(
-            "portcullis_guest_half_open_replaced_total",
+            "portcullis_guest_replaced_total",
             "Half-open flows from outside that were ended to make room for new ones.",
             MetricType::COUNTER,
             replaced,
