@@ -10,6 +10,8 @@ pub mod entry;
 pub mod entry6;
 pub mod forward;
 pub mod fragments;
+#[cfg(test)]
+mod frame_tests;
 pub mod groups;
 pub mod guard;
 #[cfg(not(target_arch = "bpf"))]
