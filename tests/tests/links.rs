@@ -106,9 +106,11 @@ impl Scene {
         assert!(self.edge.generation().unwrap() >= self.generation, "{when}");
     }
 
-    /// The hook that was asked for carries it all again: XDP leaves to TC what goes to a router not resolved yet.
+    /// The hook that was asked for carries new flows again: XDP leaves to TC what goes to a router not resolved yet, and for good
+    /// what goes to one that no route names any more (`daemon/world.rs`).
     fn ends(self) {
         let mut scene = self;
+        scene.flow = Flow::open(scene.edge.topology.guest("vm1"));
         let mut said = String::new();
         let carried = eventually(PATIENCE, || {
             let check = HookCheck::begin(&scene.edge, scene.hook).unwrap();
