@@ -75,7 +75,7 @@ impl Stage {
     /// New flows of the first guest are judged by one of the policies, wholly.
     fn judged_by(&mut self, second: bool, when: &str) {
         self.clients += 1;
-        let word = format!("{when} {}", self.clients);
+        let word = format!("round {}", self.clients);
         let guest = self.edge.topology.guest("vm1");
         for (port, ..) in TABLE {
             let to: SocketAddr = (SERVER, port).into();
