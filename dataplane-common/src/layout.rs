@@ -6,7 +6,7 @@ use crate::packet::parse::Station;
 use crate::packet::wire::{load16, load32};
 
 /// Version of everything in this file and in [`crate::policy`].
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// Network id of the world outside; virtual networks have 1..=65535.
 pub const WORLD: u16 = 0;

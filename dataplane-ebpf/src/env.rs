@@ -165,7 +165,7 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     }
     #[inline(always)]
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
-        PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const())
+        PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const().cast())
     }
     #[inline(always)]
     fn address_class(&self, generation: u32, address: u32) -> u32 {

@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use portcullis_common::engine::Context;
 use portcullis_common::env::Refusal;
 use portcullis_common::packet::cut::{Cut, LONGEST, ROOM};
-use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
+use portcullis_common::policy::{EndpointKey, EndpointKey6};
 use portcullis_common::reason::REASON_SLOTS;
 use portcullis_common::reassembly::{DATAGRAM_SETS, DatagramSet};
 use portcullis_common::snat::TRIED_BUCKETS;
@@ -53,8 +53,12 @@ pub static HALF_OPEN: Array<u64, 1024> = Array::new();
 pub static HALF_OPEN6: Array<u64, 256> = Array::new();
 
 /// Indexed by the generation's parity, as are the six below.
+///
+/// The words of a [`portcullis_common::policy::Page`], not the struct: Linux before 6.2 remembers of a table whose BTF says "struct"
+/// that it looked for a timer in it, and takes no other table in its slot that has no BTF, as the controller's have none
+/// (`bpf_map_meta_equal` compared `timer_off`, -ENOENT with -EINVAL).
 #[btf_map]
-pub static PAGES: ArrayOfMaps<Array<Page, 1, INNER>, 2> = ArrayOfMaps::new();
+pub static PAGES: ArrayOfMaps<Array<[u64; 64], 1, INNER>, 2> = ArrayOfMaps::new();
 
 #[btf_map]
 pub static PREFIXES: ArrayOfMaps<LpmTrie<[u8; 4], u32, 1>, 2> = ArrayOfMaps::new();

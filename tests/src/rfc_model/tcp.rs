@@ -6,7 +6,7 @@ use super::packet::flag::{ACK, FIN, RST, SYN};
 
 /// Are the checks of issue 6 in the product, that a RST has to be in sequence and a SYN+ACK has to answer? Without them both are
 /// believed as they come.
-pub(super) const CHECKED: bool = false;
+pub(super) const CHECKED: bool = true;
 
 /// Which timer holds from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
