@@ -34,10 +34,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     } else {
         open::<F, P, E>(packet, env, ctx, control)
     };
-    if ctx.shape & (SHAPE_FIRST | SHAPE_LATER) != 0 {
-        fragments::sent(env, ctx, verdict);
-    }
-    verdict
+    if ctx.shape & (SHAPE_FIRST | SHAPE_LATER) != 0 { fragments::sent(env, ctx, verdict) } else { verdict }
 }
 
 /// Makes the flow, and sends the packet that opens it.
@@ -54,7 +51,8 @@ fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, co
     }
     // What goes no further opens nothing.
     if ctx.ttl <= 1 && ctx.side != Side::Host as u8 && ctx.egress != NEXT_HOP_HOST {
-        return forward::unsent::<F, E>(env, ctx, Reason::TtlExpired);
+        ctx.refused = Reason::TtlExpired as u8;
+        return Verdict::Next(F::REFUSE);
     }
     if let Some(otherwise) = quota::admit::<F, E>(env, ctx) {
         return otherwise;

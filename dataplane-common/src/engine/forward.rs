@@ -278,7 +278,7 @@ pub(super) fn send_as<F: Family, E: Env>(
 
 /// The packet cannot go on, and its sender is told, unless it is an error itself (RFC 1122 §3.2.2).
 #[inline(always)]
-pub(super) fn unsent<F: Family, E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
+fn unsent<F: Family, E: Env>(env: &E, ctx: &mut Context, reason: Reason) -> Verdict {
     if ctx.shape & SHAPE_ICMP_ERROR != 0 {
         return drop(env, ctx, reason);
     }

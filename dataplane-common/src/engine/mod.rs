@@ -175,6 +175,8 @@ pub struct Context {
     pub datagram_set: u32,
     pub recalled: Recalled,
     pub first_fragment: Known,
+    /// The verdict about it while it is noted.
+    pub kept: [u32; 3],
 }
 
 // `packet::headers::copy_mac` copies half-words.
