@@ -11,7 +11,6 @@ use crate::layout::{
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
-use crate::packet::parse::{SHAPE_FIRST, SHAPE_LATER};
 use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
 use crate::quota;
 use crate::reason::Reason;
@@ -29,12 +28,11 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
-    let verdict = if ctx.again != NO_SLOT {
-        forward::allowed_again::<F, P, E>(packet, env, ctx, control)
-    } else {
-        open::<F, P, E>(packet, env, ctx, control)
-    };
-    if ctx.shape & (SHAPE_FIRST | SHAPE_LATER) != 0 { fragments::sent(env, ctx, verdict) } else { verdict }
+    if ctx.again != NO_SLOT {
+        fragments::opened(env, ctx);
+        return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
+    }
+    open::<F, P, E>(packet, env, ctx, control)
 }
 
 /// Makes the flow, and sends the packet that opens it.
@@ -62,7 +60,10 @@ fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, co
     } else {
         translated::<F, E>(env, ctx, control, settings)
     };
-    let Err(reason) = made else { return forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow) };
+    let Err(reason) = made else {
+        fragments::opened(env, ctx);
+        return forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow);
+    };
     quota::forgo(env, ctx);
     if reason == Reason::SnatExhausted || reason == Reason::SnatRefused {
         ctx.refused = reason as u8;

@@ -2,7 +2,7 @@
 //! first fragment has the ports and says them of the rest, each of which has to begin where the one before it ended: one that
 //! comes too early or overlaps is dropped. Nothing is ever read as ports that is not a whole header (RFC 1858, RFC 3128).
 //!
-//! What the first one says is noted once it has been sent on, so by its own sender, in its own flow, allowed.
+//! What the first one says is noted once it belongs to a flow, so by its own sender, allowed.
 
 use super::{Context, Ended, NO_SET, Side, Stage, Verdict, end, forward};
 use crate::classify::{entry, header};
@@ -155,66 +155,36 @@ fn first<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -
     Ok(())
 }
 
-/// Notes a fragment that has been sent: only now are sender, flow and rule known. Called where a packet is sent that may be one.
-///
-/// What a verdict carries is undefined for those that carry nothing, and the verifier refuses to keep that in a register over
-/// a call: where more than one way leads here it goes through the context.
+/// Notes a fragment of a live flow that has been sent on: only now are sender, flow and rule known.
 #[inline(always)]
-pub(super) fn sent<E: Env>(env: &E, ctx: &mut Context, verdict: Verdict) -> Verdict {
-    ctx.kept = match verdict {
-        Verdict::Redirect(device) => [KEPT_REDIRECT, device, 0],
-        Verdict::Neighbour(device, address) => [KEPT_NEIGHBOUR, device, address],
-        Verdict::Neighbour6(device) => [KEPT_NEIGHBOUR6, device, 0],
-        // TC decides again, and notes it.
-        Verdict::Pass if !ctx.xdp() => [KEPT_PASS, 0, 0],
-        Verdict::Next(Stage::Loop) => [KEPT_LOOP, 0, 0],
-        _ => return verdict,
-    };
-    if !env.dry_run() {
-        note(env, ctx);
-    }
-    // SAFETY: the context is this packet's own; read anew, so that nothing of it has to be in a register till here.
-    let [kept, device, address] = unsafe { (&raw const ctx.kept).read_volatile() };
-    match kept {
-        KEPT_REDIRECT => Verdict::Redirect(device),
-        KEPT_NEIGHBOUR => Verdict::Neighbour(device, address),
-        KEPT_NEIGHBOUR6 => Verdict::Neighbour6(device),
-        KEPT_LOOP => Verdict::Next(Stage::Loop),
-        _ => Verdict::Pass,
-    }
-}
-
-/// The same of a flow that was there, which is the only way to where this is called.
-#[inline(always)]
-fn sent_on<E: Env>(env: &E, ctx: &mut Context, verdict: Verdict) {
+fn sent<E: Env>(env: &E, ctx: &mut Context, verdict: Verdict) {
     let gone = match verdict {
         Verdict::Redirect(_)
         | Verdict::Neighbour(..)
         | Verdict::Neighbour6(_)
         | Verdict::Next(Stage::Loop) => true,
+        // TC decides again, and notes it.
         Verdict::Pass => !ctx.xdp(),
         _ => false,
     };
-    if gone && !env.dry_run() {
-        note(env, ctx);
+    if !gone || env.dry_run() {
+        return;
     }
-}
-
-/// [`Context::kept`]: the verdict about a fragment that is sent.
-const KEPT_PASS: u32 = 0;
-const KEPT_REDIRECT: u32 = 1;
-const KEPT_NEIGHBOUR: u32 = 2;
-const KEPT_NEIGHBOUR6: u32 = 3;
-const KEPT_LOOP: u32 = 4;
-
-#[inline(always)]
-fn note<E: Env>(env: &E, ctx: &mut Context) {
     if ctx.shape & SHAPE_FIRST != 0 {
         env.remember(ctx);
     } else {
         let end = (ctx.fragment & OFFSET) as u32 + (ctx.fragment_length as u32 >> 3);
         let more = ctx.fragment & MORE != 0;
         reassembly::advance(env, ctx, if more { Some(end as u16) } else { None });
+    }
+}
+
+/// Notes the first fragment of a datagram whose flow has just been made, or allowed again. What is left to TC under XDP comes by
+/// once more, and is the same.
+#[inline(always)]
+pub(super) fn opened<E: Env>(env: &E, ctx: &mut Context) {
+    if ctx.shape & SHAPE_FIRST != 0 && !env.dry_run() {
+        env.remember(ctx);
     }
 }
 
@@ -229,7 +199,7 @@ fn go_on<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -
     if let Some((index, record)) = flow::find::<F, E>(env, control, &key, ctx.now)
         && let Some(verdict) = forward::established::<F, P, E>(packet, env, ctx, control, index, record)
     {
-        sent_on(env, ctx, verdict);
+        sent(env, ctx, verdict);
         return Ended::Verdict(verdict);
     }
     if ctx.shape & SHAPE_LATER != 0 && alloc_of(ctx.key.protocol).is_some() {

@@ -114,7 +114,7 @@ pub struct Context {
     /// [`Hook`] as a number.
     pub hook: u8,
     /// `SHAPE_*` of [`crate::packet::parse`].
-    pub shape: u8,
+    pub shape: u16,
     pub tcp_flags: u8,
     /// Network order; meaningful with ACK.
     pub tcp_ack: u32,
@@ -175,8 +175,6 @@ pub struct Context {
     pub datagram_set: u32,
     pub recalled: Recalled,
     pub first_fragment: Known,
-    /// The verdict about it while it is noted.
-    pub kept: [u32; 3],
 }
 
 // `packet::headers::copy_mac` copies half-words.

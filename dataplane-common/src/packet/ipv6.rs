@@ -148,7 +148,7 @@ pub(crate) fn icmpv6(packet: &impl Packet, ctx: &mut Context, l4: usize, payload
 
 /// [`super::parse::icmp_message`] of IPv6.
 #[inline(always)]
-pub(crate) fn icmpv6_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
+pub(crate) fn icmpv6_message(icmp: &Icmp, key: &mut FlowKey) -> u16 {
     match icmp.kind {
         ECHO_REQUEST6 => {
             key.source_port = icmp.id;

@@ -20,20 +20,20 @@ pub enum Layer3 {
 }
 
 /// `Context::shape` bits.
-pub const SHAPE_VLAN: u8 = 1;
-pub const SHAPE_FRAGMENT: u8 = 2;
+pub const SHAPE_VLAN: u16 = 1;
+pub const SHAPE_FRAGMENT: u16 = 2;
 /// An ICMP error: it quotes the packet it is about.
-pub const SHAPE_ICMP_ERROR: u8 = 4;
+pub const SHAPE_ICMP_ERROR: u16 = 4;
 /// ICMP that is meant for its own link and is no neighbour discovery: never forwarded.
-pub const SHAPE_ICMP_LINK: u8 = 8;
+pub const SHAPE_ICMP_LINK: u16 = 8;
 /// The packet opens a conversation: TCP SYN without ACK, an ICMP query, or a protocol without a handshake.
-pub const SHAPE_OPENS: u8 = 16;
+pub const SHAPE_OPENS: u16 = 16;
 /// A fragment without the transport header: there are no ports in it to read or write.
-pub const SHAPE_LATER: u8 = 64;
+pub const SHAPE_LATER: u16 = 64;
 /// Neighbour discovery and multicast listeners: ICMPv6 that never leaves the link.
-pub const SHAPE_ND: u8 = 32;
+pub const SHAPE_ND: u16 = 32;
 /// The first of several fragments; once it has been sent its datagram is noted.
-pub const SHAPE_FIRST: u8 = 128;
+pub const SHAPE_FIRST: u16 = 128;
 
 /// The six flags of RFC 9293 §3.1; those of explicit congestion notification are not looked at.
 const FLAGS: u8 = 0x3f;
@@ -56,7 +56,7 @@ const fn valid(flags: u8) -> bool {
 }
 
 /// TCP with flags that no TCP sends, from outside: dropped if it is for us.
-pub const SHAPE_FLAGS: u8 = 128;
+pub const SHAPE_FLAGS: u16 = 256;
 
 /// Offsets are kept in the scratch context between programs, where the verifier forgets their range: these masks
 /// bring it back. 14 + 2·4 is the longest way to the IP header, 60 bytes the longest IP header.
@@ -206,7 +206,7 @@ pub(crate) fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: 
 /// where echo has it (RFC 792, RFC 950), and share it with echo (RFC 5508 §3: ICMP queries). Information is obsolete, and does not
 /// leave its link (RFC 5508 REQ-10c, RFC 6918).
 #[inline(always)]
-pub(crate) fn icmp_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
+pub(crate) fn icmp_message(icmp: &Icmp, key: &mut FlowKey) -> u16 {
     match icmp.kind {
         ECHO_REQUEST | 13 | 17 => {
             key.source_port = icmp.id;
