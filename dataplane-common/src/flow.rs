@@ -183,7 +183,7 @@ pub unsafe fn alive<F: Family, E: Env>(env: &E, r: *const HalfRecord, now: u32) 
     unsafe { !passed((*r).deadline, now) || peer_alive::<F, E>(env, (*r).peer, ctl(r).generation(), now, 0) }
 }
 
-/// May the slot be taken? Free, dead for longer than the grace, or abandoned half-way (which no program does).
+/// May the slot be taken? Free, dead for longer than the grace, or abandoned with its key written (which no program does).
 ///
 /// # Safety
 /// `r` points into the flow table.
@@ -200,6 +200,8 @@ pub unsafe fn reusable<F: Family, E: Env>(env: &E, r: *const HalfRecord, c: Ctl,
         match c.phase() {
             LIVE => !peer_alive::<F, E>(env, (*r).peer, c.generation(), now, clock::GRACE),
             ENDED => true,
+            // Its deadline is that of whoever had the slot before, until its owner has written his own.
+            BUSY => false,
             _ => passed((*r).deadline.wrapping_add(8 * clock::GRACE), now),
         }
     }

@@ -65,7 +65,7 @@ impl GuestUses {
     }
 
     /// Gives back the place of a record whose control word was taken away from it just now, if it is the one that counts.
-    pub(super) fn recycled(&self, record: &HalfRecord) {
+    pub fn recycled(&self, record: &HalfRecord) {
         if Ctl(record.ctl).flags() & FLAG_FORWARD != 0
             && let Some(hop) = counts_for(record)
         {
