@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn four_minutes_are_within_a_tick_of_four_minutes() {
         let ns = (ticks(240) as u64) << TICK_SHIFT;
-        assert!(ns >= 240_000_000_000 && ns < 240_100_000_000);
+        assert!((240_000_000_000..240_100_000_000).contains(&ns));
     }
 
     #[test]

@@ -342,11 +342,12 @@ impl<F: Family, E: Env> Step<E> for GiveUpOldest<F> {
         ctx.relief.at = at.wrapping_add(1);
         // SAFETY: as above.
         let old = unsafe { atomic::load(p) };
-        // SAFETY: as above; who takes the word away gives up the place.
-        if old == 0
-            || payer_in(old) != ctx.relief.payer
-            || unsafe { atomic::compare_exchange(p, old, 0) } != old
-        {
+        if old == 0 || payer_in(old) != ctx.relief.payer {
+            return false;
+        }
+        // Who takes the word away gives up the place.
+        // SAFETY: as above.
+        if unsafe { atomic::compare_exchange(p, old, 0) } != old {
             return false;
         }
         retire::<F, E>(env, old, ctx.now);
