@@ -1,4 +1,4 @@
-//! Nobody has the flow table to himself (ADR 0012): how many flows one guest may hold, and how many of those from outside may
+//! Nobody has the flow table to himself (ADR 0009): how many flows one guest may hold, and how many of those from outside may
 //! be half-open.
 //!
 //! A flow counts for the guest that opened it, one from the world for the guest it goes to. It is counted when it is about to

@@ -65,7 +65,7 @@ const LONGEST: u32 = 240;
 
 /// Ticks are 2^26 ns.
 fn ticks(seconds: u32) -> u32 {
-    (u64::from(seconds) * 1_000_000_000 >> 26) as u32
+    ((u64::from(seconds) * 1_000_000_000) >> 26) as u32
 }
 
 /// The ports of vm1 at the frontends, by protocol (TCP or UDP; ping takes those of TCP) and whether of IPv6.

@@ -39,17 +39,17 @@ impl Walk {
         }
         let (device, packet) = match self.random.below(100) {
             0..4 if self.clock => return self.clock(gateway),
-            0..16 => self.from_guest(),
-            16..24 => self.from_world(),
+            0..16 => self.guests_packet(),
+            16..24 => self.worlds_packet(),
             24..30 => self.between_guests(),
             30..40 => match self.flow(gateway) {
                 Some(flow) => self.error(flow),
-                None => self.from_guest(),
+                None => self.guests_packet(),
             },
             40..44 => self.nonsense(),
             _ => match self.flow(gateway) {
                 Some(flow) => self.goes_on(flow),
-                None => self.from_guest(),
+                None => self.guests_packet(),
             },
         };
         self.perhaps_in_pieces(device, packet)
@@ -88,7 +88,7 @@ impl Walk {
         }
     }
 
-    fn from_guest(&mut self) -> (Device, Packet) {
+    fn guests_packet(&mut self) -> (Device, Packet) {
         let v6 = self.random.chance(40);
         let guest = match self.random.below(10) {
             0 => Device::Vm2,
@@ -101,7 +101,7 @@ impl Walk {
         (guest, Packet::new(address(guest, v6), self.server(v6), body))
     }
 
-    fn from_world(&mut self) -> (Device, Packet) {
+    fn worlds_packet(&mut self) -> (Device, Packet) {
         let v6 = self.random.chance(40);
         let from = [53, 443, 4000, 4001][self.random.below(4)];
         let to = [53, 80, 80, 5000, 5001, 1030][self.random.below(6)];
@@ -236,7 +236,8 @@ impl Walk {
 
     /// What is to be dropped: another's source, nobody's destination, no time left.
     fn nonsense(&mut self) -> (Device, Packet) {
-        let (device, mut packet) = if self.random.chance(50) { self.from_guest() } else { self.from_world() };
+        let (device, mut packet) =
+            if self.random.chance(50) { self.guests_packet() } else { self.worlds_packet() };
         let v6 = packet.v6();
         match self.random.below(4) {
             0 if device == Device::World => packet.source = address(Device::Vm2, v6),
