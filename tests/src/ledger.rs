@@ -34,11 +34,17 @@ impl<'a> Ledger<'a> {
     /// If not, with `name` and the backend's.
     pub fn run(&mut self, name: &str, at: At, frame: &[u8], reason: Reason, rules: &[&str]) -> Outcome {
         let who = format!("{name} on {}", self.backend.name());
-        let outcome = self.backend.run(at, frame).unwrap_or_else(|e| panic!("{who}: {e:#}"));
+        let mut outcome = self.backend.run(at, frame).unwrap_or_else(|e| panic!("{who}: {e:#}"));
         // XDP counts nothing that it hands up (ADR 0002).
-        let handed_up = self.backend.hook() == Hook::Xdp
+        let mut handed_up = self.backend.hook() == Hook::Xdp
             && outcome.action == Action::Pass
             && matches!(at, At::Ingress(_));
+        if handed_up && reason == Reason::FragmentOutOfOrder {
+            // Nothing else than that the one before it may be on its way to TC.
+            assert_eq!(outcome.frame, frame, "{who}: XDP touched what it hands up");
+            outcome = self.backend.run_left_to_tc(at, frame).unwrap_or_else(|e| panic!("{who}: {e:#}"));
+            handed_up = false;
+        }
         if !handed_up && at != At::Guard || reason == Reason::Untranslated {
             *self.counters.entry(reason).or_default() += 1;
         }

@@ -215,14 +215,7 @@ fn through_kernel(kernel: &mut KernelBackend, device: Device, frame: &[u8]) -> O
         return outcome;
     }
     assert_eq!(outcome.frame, frame, "XDP touched what it hands up");
-    let ran = kernel.datapath.run_tc(frame, kernel.ifindex(name(device)).unwrap()).unwrap();
-    let action = match ran.verdict {
-        2 => Action::Drop,
-        7 => Action::Send,
-        u32::MAX => Action::Pass,
-        other => panic!("TC answered {other}"),
-    };
-    Outcome { action, frame: ran.packet }
+    kernel.run_left_to_tc(At::Ingress(name(device)), frame).unwrap()
 }
 
 fn kernel_agrees_under(hook: Hook) {

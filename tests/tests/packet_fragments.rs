@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portcullis_common::Reason::*;
 use portcullis_common::packet::checksum;
 use portcullis_tests::backend::{Action, At, Backend as _, HostBackend};
-use portcullis_tests::icmp_error::{Family, POLICY, Side, Table, WORLD, everywhere, fix_header, guest};
+use portcullis_tests::icmp_error::{Family, POLICY, Side, Table, WORLD, everywhere, everywhere_under, fix_header, guest};
 use portcullis_tests::lab::{Craft, Craft6, Frame, TcpFlags};
 
 const DENY: &str = "own/Inbound/defaultSecurityRules/DenyAllInBound";
 const OUT: &str = "own/Outbound/defaultSecurityRules/AllowInternetOutBound";
+const NTP: &str = " priority: 105, direction: Inbound, access: Allow, protocol: Udp, sourceAddressPrefix: Internet, destinationAddressPrefix: '*', destinationPortRange: 123 }\n";
 const DNS: &str = "own/Inbound/securityRules/AllowDns";
 
 /// A datagram of UDP with an identification, in fragments of `size` bytes each.
@@ -196,6 +197,32 @@ fn a_header_behind_the_fragments_header_of_ipv6_hides_nothing_and_a_single_fragm
         t.drops("a TCP header in two", guest(1), &tiny, Malformed);
         let second = piece6(&segment[..54], 6, 2, 8, &segment[62..74]);
         t.drops("one that would overwrite the flags", guest(1), &second, Fragment);
+    });
+}
+
+#[test]
+fn later_fragments_go_where_their_first_went_though_the_rules_have_changed_in_between() {
+    let policy = format!("{POLICY}onRuleChange: reevaluate\n");
+    let rule = "      - { name: AllowDns,";
+    let more = policy.replace(rule, &format!("{}{rule}", rule.replace("AllowDns", "AllowNtp") + NTP));
+    let none = policy.replace("destinationPortRange: 53", "destinationPortRange: 54");
+    assert!(more != policy && none != policy);
+    everywhere_under(&policy, |t| {
+        for f in Family::both() {
+            t.0.change(&policy);
+            let of = |id| fragments(WORLD, (f.server, 4000), (f.own, 53), id, 80);
+            let (one, two, three) = (of(1), of(2), of(3));
+            t.out("opens", WORLD, &one[0], (NewFlow, &[DNS]));
+            t.0.change(&more);
+            t.out("the second of it", WORLD, &one[1], (Forwarded, &[]));
+            t.out("the next datagram is judged again", WORLD, &two[0], (Forwarded, &[DNS]));
+            t.0.change(&none);
+            t.out("its second", WORLD, &two[1], (Forwarded, &[]));
+            let denied = t.0.run("the last", At::Ingress("up"), &three[0], DeniedByRule, &[DENY]);
+            assert_eq!(denied.action, Action::Drop);
+            t.drops("and its rest", WORLD, &three[1], FragmentOutOfOrder);
+            t.drops("the third of the second, whose flow has ended", WORLD, &two[2], NoFlow);
+        }
     });
 }
 

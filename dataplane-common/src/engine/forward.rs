@@ -98,6 +98,8 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     if settings.reevaluate != 0
         && rule >> EPOCH_SHIFT != settings.epoch
         && before.flags() & FLAG_FORWARD != 0
+        // What has no ports of its own goes where the first fragment went, which has been judged.
+        && ctx.shape & SHAPE_LATER == 0
         && env.spend(Budget::Reevaluate, ctx.now, settings.reevaluate)
     {
         // The initiator's packet, and the rules have changed since it was judged; answers cannot trigger this.

@@ -27,6 +27,9 @@ const OFFSET: u16 = 0x1fff;
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
     let ended = match ports::<F, P, E>(packet, env, ctx) {
         Ok(()) => go_on::<F, P, E>(packet, env, ctx),
+        // The one before it may be on its way to TC, which takes them in order: the kernel runs XDP over several frames
+        // before the first of them comes to TC.
+        Err(Reason::FragmentOutOfOrder) if ctx.xdp() => Ended::Pass(Reason::FragmentOutOfOrder),
         Err(reason) => refuse::<F, E>(env, ctx, reason),
     };
     end(env, ctx, ended)

@@ -67,6 +67,26 @@ impl KernelBackend {
         })
     }
 
+    fn run_on(&mut self, hook: Hook, at: At, frame: &[u8]) -> anyhow::Result<Outcome> {
+        let (outcome, actions) = match (at, hook) {
+            (At::Ingress(device), Hook::Xdp) => (self.datapath.run_xdp(frame, self.ifindex(device)?)?, XDP),
+            (At::Ingress(device), Hook::Tc) => (self.datapath.run_tc(frame, self.ifindex(device)?)?, TC),
+            // Egress has no XDP: both kernel backends use the TC program here.
+            (At::HostEgress(device), _) => {
+                (self.datapath.run_classifier("pc_host", frame, self.ifindex(device)?, 0)?, TC)
+            }
+            (At::Guard, _) => {
+                let uplink = self.gateway.devices[&self.gateway.uplink].ifindex;
+                (self.datapath.run_classifier("pc_guard", frame, uplink, 0)?, TC)
+            }
+        };
+        let action = actions.iter().find(|(code, _)| *code == outcome.verdict).map(|(_, action)| *action);
+        Ok(Outcome {
+            action: action.with_context(|| format!("{} answered {}", self.name(), outcome.verdict))?,
+            frame: outcome.packet,
+        })
+    }
+
     pub fn ifindex(&self, device: &str) -> anyhow::Result<u32> {
         self.gateway.devices.get(device).map(|d| d.ifindex).with_context(|| format!("no device {device}"))
     }
@@ -90,23 +110,10 @@ impl Backend for KernelBackend {
         &self.gateway
     }
     fn run(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome> {
-        let (outcome, actions) = match (at, self.hook) {
-            (At::Ingress(device), Hook::Xdp) => (self.datapath.run_xdp(frame, self.ifindex(device)?)?, XDP),
-            (At::Ingress(device), Hook::Tc) => (self.datapath.run_tc(frame, self.ifindex(device)?)?, TC),
-            // Egress has no XDP: both kernel backends use the TC program here.
-            (At::HostEgress(device), _) => {
-                (self.datapath.run_classifier("pc_host", frame, self.ifindex(device)?, 0)?, TC)
-            }
-            (At::Guard, _) => {
-                let uplink = self.gateway.devices[&self.gateway.uplink].ifindex;
-                (self.datapath.run_classifier("pc_guard", frame, uplink, 0)?, TC)
-            }
-        };
-        let action = actions.iter().find(|(code, _)| *code == outcome.verdict).map(|(_, action)| *action);
-        Ok(Outcome {
-            action: action.with_context(|| format!("{} answered {}", self.name(), outcome.verdict))?,
-            frame: outcome.packet,
-        })
+        self.run_on(self.hook, at, frame)
+    }
+    fn run_left_to_tc(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome> {
+        self.run_on(Hook::Tc, at, frame)
     }
     fn change(&mut self, yaml: &str) -> anyhow::Result<()> {
         self.gateway.recompile(yaml)?;

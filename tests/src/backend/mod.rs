@@ -53,6 +53,13 @@ pub trait Backend {
     fn hook(&self) -> Hook;
     fn gateway(&self) -> &Gateway;
     fn run(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome>;
+    /// Runs a packet that XDP has left to the TC program of its device.
+    ///
+    /// # Errors
+    /// As [`Backend::run`].
+    fn run_left_to_tc(&mut self, at: At, frame: &[u8]) -> anyhow::Result<Outcome> {
+        self.run(at, frame)
+    }
     /// Puts another policy in force, as the next generation.
     fn change(&mut self, yaml: &str) -> anyhow::Result<()>;
     /// Counters that are not zero.
