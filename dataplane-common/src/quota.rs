@@ -35,6 +35,12 @@ const PLACES: u32 = 1024;
 pub const OVER_FLOWS: u8 = 1;
 pub const OVER_HALF_OPEN: u8 = 2;
 
+/// In [`Relief::place`]: the packet has reserved a place over its guest's share, so that whoever comes after it has to give one
+/// up as well and cannot take what this packet makes free.
+const PLACE_KEPT: u8 = 1;
+/// It has given up an older one for that.
+const PLACE_FREED: u8 = 2;
+
 /// One place reserved, in [`GuestFlows::held`].
 const ONE: u64 = 1 << 32 | 1;
 
@@ -44,7 +50,8 @@ const ONE: u64 = 1 << 32 | 1;
 pub struct Relief {
     /// What there was too much of: `OVER_*`, 0 if nothing.
     pub over: u8,
-    pub pad: u8,
+    /// Of a place in the ring: `PLACE_*`.
+    pub place: u8,
     /// Next hop of the guest that pays for the flow.
     pub payer: u16,
     /// What the guest may hold.
@@ -129,12 +136,17 @@ pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Option<Verdict> {
             (atomic::load(&raw const (*guest).held), atomic::load(&raw const (*guest).waiting))
         } else {
             let held = atomic::add(&raw mut (*guest).held, ONE);
-            (held, if world { atomic::add(&raw mut (*guest).waiting, 1) } else { 0 })
+            let reserves = world && ctx.relief.place == 0;
+            (held, if reserves { atomic::add(&raw mut (*guest).waiting, 1) } else { 0 })
+        };
+        let full = match ctx.relief.place {
+            0 => waiting as i64 >= share(quota) as i64,
+            freed => freed != PLACE_FREED,
         };
         if limited && self::held(held) >= quota as i32 {
             over = OVER_FLOWS;
         }
-        if limited && world && waiting as i64 >= share(quota) as i64 {
+        if limited && world && full {
             over |= OVER_HALF_OPEN;
         }
         if over == 0 {
@@ -142,7 +154,9 @@ pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Option<Verdict> {
         }
         if !env.dry_run() {
             give_back(env, hop);
-            if world {
+            if ctx.relief.over == 0 && over & OVER_HALF_OPEN != 0 {
+                ctx.relief.place = PLACE_KEPT;
+            } else if world {
                 atomic::add(&raw mut (*guest).waiting, 1u64.wrapping_neg());
             }
             if ctx.relief.over != 0 {
@@ -351,6 +365,7 @@ impl<F: Family, E: Env> Step<E> for GiveUpOldest<F> {
             return false;
         }
         retire::<F, E>(env, old, ctx.now);
+        ctx.relief.place = PLACE_FREED;
         true
     }
 }

@@ -118,3 +118,34 @@ fn the_ring_bounds_the_half_open_flows_of_all() {
     assert_eq!(alive, [26, 27, 28, 29]);
     assert_eq!(has(&env), [4, 4, 0, 26]);
 }
+
+#[test]
+fn what_one_packet_makes_free_no_other_that_comes_between_takes_from_it() {
+    let env = tables(1024);
+    for port in 0..8 {
+        open(&env, WORLD, port).unwrap();
+    }
+    let from_world = |port| Context {
+        now: env.now(),
+        key: key(WORLD, port),
+        ingress: ROUTER,
+        egress: GUEST,
+        ..Context::default()
+    };
+    let (mut one, mut other) = (from_world(100), from_world(101));
+    assert_eq!(admit::<V4, _>(&env, &mut one), Some(Verdict::Next(Stage::Relieve)));
+    assert_eq!(relieve(&env, &mut one), Verdict::Next(Stage::Claim));
+    // On another processor, between the stages of the first.
+    assert_eq!(admit::<V4, _>(&env, &mut other), Some(Verdict::Next(Stage::Relieve)));
+    assert_eq!(admit::<V4, _>(&env, &mut one), None);
+    assert_eq!(relieve(&env, &mut other), Verdict::Next(Stage::Claim));
+    assert_eq!(admit::<V4, _>(&env, &mut other), None);
+    // Two of the eight have gone for them; nothing is refused.
+    assert_eq!(has(&env), [8, 8, 0, 2]);
+    let alive: std::vec::Vec<u16> = (0..8).filter(|port| lives(&env, WORLD, *port)).collect();
+    assert_eq!(alive, [2, 3, 4, 5, 6, 7]);
+    // And what was reserved is given back by one that makes no flow after all.
+    forgo(&env, &mut one);
+    forgo(&env, &mut other);
+    assert_eq!(has(&env), [6, 6, 0, 2]);
+}

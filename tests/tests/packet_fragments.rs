@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portcullis_common::Reason::*;
 use portcullis_common::packet::checksum;
 use portcullis_tests::backend::{Action, At, Backend as _, HostBackend};
-use portcullis_tests::icmp_error::{Family, POLICY, Side, Table, WORLD, everywhere, everywhere_under, fix_header, guest};
+use portcullis_tests::icmp_error::{
+    Family, POLICY, Side, Table, WORLD, everywhere, everywhere_under, fix_header, guest,
+};
 use portcullis_tests::lab::{Craft, Craft6, Frame, TcpFlags};
 
 const DENY: &str = "own/Inbound/defaultSecurityRules/DenyAllInBound";

@@ -46,7 +46,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.way = 0;
     ctx.idle_class = 0;
     ctx.flow_flags = 0;
-    ctx.relief.over = 0;
+    (ctx.relief.over, ctx.relief.place) = (0, 0);
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
@@ -292,21 +292,23 @@ fn private<F: Family, E: Env>(env: &E, ctx: &Context) -> bool {
 fn from_host<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended> {
     // A host that forwards lets packets from outside leave here, with any source: only what is this host's own
     // address may say that it is inside.
-    if private::<F, E>(env, ctx)
-        && F::endpoint(env, ctx.generation, ctx.key.network, F::source(ctx)) >> 24 != AT_HOST
-    {
+    let own = F::endpoint(env, ctx.generation, ctx.key.network, F::source(ctx)) >> 24 == AT_HOST;
+    if private::<F, E>(env, ctx) && !own {
         return Err(Reason::Martian.into());
     }
     let at = F::endpoint(env, ctx.generation, ctx.key.network, F::destination(ctx));
-    if at >> 24 != AT_GUEST {
-        // DHCP answers go to addresses that are not leased yet, or to everyone; DHCPv6's to link-local ones.
-        let (server, client) = if F::V6 { (547, 546) } else { (67, 68) };
-        if ctx.key.protocol == UDP
-            && ctx.key.source_port == u16::to_be(server)
-            && ctx.key.destination_port == u16::to_be(client)
-        {
-            return Err(Ended::Pass(Reason::FromHost));
-        }
+    let to_guest = at >> 24 == AT_GUEST;
+    // Answers of DHCP are no group's to deny. They go to the address that is leased, to one that is not yet, or to everyone, those of
+    // DHCPv6 to link-local ones; to a guest's address only from this host's own.
+    let (server, client) = if F::V6 { (547, 546) } else { (67, 68) };
+    if ctx.key.protocol == UDP
+        && ctx.key.source_port == u16::to_be(server)
+        && ctx.key.destination_port == u16::to_be(client)
+        && (own || !to_guest)
+    {
+        return Err(Ended::Pass(Reason::FromHost));
+    }
+    if !to_guest {
         return Err(Reason::NoGuest.into());
     }
     opens(ctx)?;
