@@ -6,8 +6,8 @@
 pub const TICK_SHIFT: u32 = 26;
 
 /// A dead record's slot is left alone for this long (at least 130 ms), so that a program still working with a copy
-/// of it has ended before the slot is written again. A packet that comes just then for a flow that has just died is
-/// refused as `contended`; the shorter this is, the fewer those are.
+/// of it has ended before the slot is written again. Who comes with the very key of the dead record
+/// need not wait, see [`crate::flow::Grace`].
 pub const GRACE: u32 = 3;
 
 /// Ticks in `seconds`, rounded up, at least one: no timer runs out before its time (RFC 4787 REQ-5, RFC 5508 REQ-2).

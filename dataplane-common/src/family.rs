@@ -3,7 +3,7 @@
 
 use crate::engine::{Context, Stage};
 use crate::env::Env;
-use crate::flow;
+use crate::flow::{self, Grace};
 use crate::layout::{
     Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_MAPPING, NextHop, WORLD,
 };
@@ -103,7 +103,8 @@ pub trait Family: Copy {
     /// Next hop towards an address of the world, 0 for none.
     fn route<E: Env>(env: &E, address: Self::Address) -> u32;
     fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
-    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken;
+    /// [`flow::insert`] of the claim.
+    fn insert<E: Env>(env: &E, ctx: &mut Context, grace: Grace) -> flow::Taken;
     fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl);
 }
 
@@ -309,7 +310,8 @@ impl Family for V4 {
         env.address_class(generation, address)
     }
     #[inline(always)]
-    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
+    fn insert<E: Env>(env: &E, ctx: &mut Context, grace: Grace) -> flow::Taken {
+        ctx.grace_waived = (grace == Grace::Waived) as u8;
         env.insert(ctx)
     }
     #[inline(always)]
@@ -563,7 +565,8 @@ impl Family for V6 {
         env.address_class6(generation, &address)
     }
     #[inline(always)]
-    fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
+    fn insert<E: Env>(env: &E, ctx: &mut Context, grace: Grace) -> flow::Taken {
+        ctx.grace_waived = (grace == Grace::Waived) as u8;
         env.insert6(ctx)
     }
     #[inline(always)]

@@ -265,6 +265,15 @@ impl Taken {
     }
 }
 
+/// The grace of a record that has died with the very key that is to be inserted ([`clock::GRACE`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Grace {
+    /// Nobody has the key until it is over: who had it may not be who wants it, and packets for him may be under way.
+    Kept,
+    /// Whose the key is follows from the key, as with a guest's own tuple: the record is taken over where it stands.
+    Waived,
+}
+
 /// What one look over both buckets found.
 #[derive(Clone, Copy)]
 struct Scan {
@@ -345,10 +354,19 @@ const CROWDED: u32 = 2;
 /// Takes a slot for `key` if no live flow has it: insert-if-absent. The slot is TENTATIVE until [`publish`] or
 /// [`withdraw`]; until then nobody finds it, and nobody else can insert the key.
 ///
+/// A record that has died with this key and is in its grace is in the way, or is taken over if `grace` is waived. Who still works
+/// with a copy of it then sends under what the flow was; what he writes afterwards, a later deadline, is written to a flow of the same key.
+///
 /// # Safety
 /// `notes` is a word that can be written and that nobody else uses meanwhile; see [`scan`].
 #[inline(always)]
-pub unsafe fn insert<F: Family, E: Env>(env: &E, key: &F::Key, now: u32, notes: *mut u32) -> Taken {
+pub unsafe fn insert<F: Family, E: Env>(
+    env: &E,
+    key: &F::Key,
+    now: u32,
+    grace: Grace,
+    notes: *mut u32,
+) -> Taken {
     let Some(control) = env.control() else { return Taken::FULL };
     // SAFETY: the control element lives as long as the map.
     let control = unsafe { &*control };
@@ -358,36 +376,48 @@ pub unsafe fn insert<F: Family, E: Env>(env: &E, key: &F::Key, now: u32, notes: 
         tries += 1;
         // SAFETY: the caller vouches for `notes`.
         let found = unsafe { scan::<F, E>(env, at, key, now, NOWHERE, notes) };
-        if found.same != NOWHERE {
+        let again = found.same != NOWHERE;
+        if again && grace == Grace::Kept {
             return Taken::EXISTS;
         }
-        if found.room == NOWHERE {
+        let index = if again { found.same } else { found.room };
+        if index == NOWHERE {
             return Taken::FULL;
         }
-        let Some(r) = record::<F, E>(env, found.room) else { return Taken::FULL };
-        // SAFETY: `r` points into the table; after the exchange to BUSY the slot is ours.
+        let Some(r) = record::<F, E>(env, index) else { return Taken::FULL };
+        // SAFETY: `r` points into the table; after the exchange the slot is ours.
         unsafe {
             let before = ctl(r);
-            if !reusable::<F, E>(env, r, before, now) {
+            if again {
+                if before.phase() == TENTATIVE || (before.phase() == LIVE && alive::<F, E>(env, r, now)) {
+                    return Taken::EXISTS;
+                }
+                if before.phase() < LIVE || !F::has_key(r, key) {
+                    continue;
+                }
+            } else if !reusable::<F, E>(env, r, before, now) {
                 continue;
             }
             let generation = before.generation().wrapping_add(1);
             if env.dry_run() {
-                return Taken::new(found.room, generation);
+                return Taken::new(index, generation);
             }
-            let busy = Ctl::new(generation, BUSY, 0, 0, 0);
-            if atomic::compare_exchange(&raw mut (*r).ctl, before.0, busy.0) != before.0 {
+            let tentative = Ctl::new(generation, TENTATIVE, 0, 0, 0);
+            let first = if again { tentative } else { tentative.with_phase(BUSY) };
+            if atomic::compare_exchange(&raw mut (*r).ctl, before.0, first.0) != before.0 {
                 continue;
             }
             quota::recycled(env, r, before);
             (*r).deadline = now;
-            F::write_key(r, key);
-            atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, TENTATIVE, 0, 0, 0).0);
-            if scan::<F, E>(env, at, key, now, found.room, notes).same != NOWHERE {
-                atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, FREE, 0, 0, 0).0);
+            if !again {
+                F::write_key(r, key);
+                atomic::exchange(&raw mut (*r).ctl, tentative.0);
+            }
+            if scan::<F, E>(env, at, key, now, index, notes).same != NOWHERE {
+                atomic::exchange(&raw mut (*r).ctl, tentative.with_phase(FREE).0);
                 return Taken::EXISTS;
             }
-            return Taken::new(found.room, generation);
+            return Taken::new(index, generation);
         }
     }
     Taken::CONTENDED

@@ -14,7 +14,7 @@ use crate::engine::host::HostEnv;
 use crate::env::Env as _;
 use crate::family::V4;
 use crate::flow::{
-    self, BUSY, Body, Ctl, FLAG_FORWARD, FREE, LIVE, Taken, find, insert, publish, record, withdraw,
+    self, BUSY, Body, Ctl, FLAG_FORWARD, FREE, Grace, LIVE, Taken, find, insert, publish, record, withdraw,
 };
 use crate::layout::{BUCKET_SLOTS, FlowKey, KIND_FLOW, WORLD, hops};
 use crate::quota;
@@ -51,9 +51,13 @@ fn key(port: u16) -> FlowKey {
 }
 
 fn take(env: &HostEnv, port: u16) -> Taken {
+    take_with(env, port, Grace::Kept)
+}
+
+fn take_with(env: &HostEnv, port: u16, grace: Grace) -> Taken {
     let mut notes = 0;
     // SAFETY: a word of our own.
-    unsafe { insert::<V4, _>(env, &key(port), env.now(), &raw mut notes) }
+    unsafe { insert::<V4, _>(env, &key(port), env.now(), grace, &raw mut notes) }
 }
 
 /// Publishes a flow whose every field says whose it is.
@@ -127,6 +131,38 @@ fn of_threads_that_insert_one_key_at_once_never_two_keep_it() {
             let kept = outcomes.iter().filter(|taken| taken.is_slot()).count();
             assert!(kept <= 1, "{outcomes:?}");
             assert_eq!(live(env).len(), kept, "who was told so has it");
+        },
+    );
+}
+
+#[test]
+fn a_dead_flows_own_key_is_taken_over_in_its_grace_by_one_alone_and_by_nobody_who_keeps_the_grace() {
+    explore(
+        3,
+        |env, number| {
+            if number == 0 {
+                // Opened, and dead by the time that the others come.
+                let taken = take(env, 7);
+                let Some(r) = record::<V4, _>(env, taken.index()).filter(|_| taken.is_slot()) else {
+                    return taken;
+                };
+                tell(env, taken, number);
+                // SAFETY: a word, as a clock that goes on would make it.
+                unsafe { (&raw mut (*r).deadline).write_volatile(env.now() - 1) };
+                return taken;
+            }
+            let grace = if number == 1 { Grace::Waived } else { Grace::Kept };
+            let taken = take_with(env, 7, grace);
+            if taken.is_slot() {
+                tell(env, taken, number);
+            }
+            taken
+        },
+        |env, outcomes| {
+            let kept = outcomes.iter().filter(|taken| taken.is_slot()).count();
+            let standing = live(env);
+            // Three that come at the same instant may all give way.
+            assert_eq!(standing.len(), kept.min(1), "one slot has the key: {outcomes:?}");
         },
     );
 }
@@ -263,7 +299,7 @@ fn open(env: &HostEnv, port: u16) -> Option<Taken> {
     }
     let (mut notes, key) = (0, FlowKey { network: WORLD, ..key(port) });
     // SAFETY: a word of our own.
-    let taken = unsafe { insert::<V4, _>(env, &key, env.now(), &raw mut notes) };
+    let taken = unsafe { insert::<V4, _>(env, &key, env.now(), Grace::Kept, &raw mut notes) };
     if !taken.is_slot() {
         quota::give_back(env, GUEST);
         // SAFETY: as above.

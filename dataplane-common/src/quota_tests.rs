@@ -5,7 +5,7 @@ use std::vec;
 use super::*;
 use crate::engine::Stage;
 use crate::engine::host::HostEnv;
-use crate::flow::{Body, Taken, find, insert, publish};
+use crate::flow::{Body, Grace, Taken, find, insert, publish};
 use crate::layout::{FlowKey, hops};
 use crate::policy::Page;
 
@@ -41,7 +41,7 @@ fn open(env: &HostEnv, network: u16, port: u16) -> Result<Taken, Verdict> {
     }
     let mut notes = 0;
     // SAFETY: a word of our own.
-    let taken = unsafe { insert::<V4, _>(env, &ctx.key, env.now(), &raw mut notes) };
+    let taken = unsafe { insert::<V4, _>(env, &ctx.key, env.now(), Grace::Kept, &raw mut notes) };
     assert!(taken.is_slot(), "{taken:?}");
     let body = Body {
         peer: taken.index(),

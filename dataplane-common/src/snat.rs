@@ -11,7 +11,7 @@ use crate::classify::entry;
 use crate::engine::Context;
 use crate::env::{Env, Step};
 use crate::family::Family;
-use crate::flow::Taken;
+use crate::flow::{Grace, Taken};
 use crate::layout::WORLD;
 use crate::opaque::opaque;
 use crate::packet::headers::TCP;
@@ -194,7 +194,8 @@ impl<F: Family, E: Env> Step<E> for TryPort<F> {
         } else {
             F::claim_outside(ctx, address, port);
         }
-        let taken = F::insert(env, ctx);
+        // Another socket may have had the port, so its grace is kept.
+        let taken = F::insert(env, ctx, Grace::Kept);
         if taken.is_slot() {
             ctx.search.slot = taken.0;
             ctx.search.outcome = FOUND;

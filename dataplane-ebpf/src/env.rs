@@ -39,7 +39,9 @@ pub fn scratch<const SLOT: u32>() -> Option<&'static mut Context> {
 pub extern "C" fn pc_insert(slot: u32) -> u64 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
     // SAFETY: see `scratch`; the caller waits.
-    unsafe { flow::insert::<V4, _>(&Maps::<0>, &(*ctx).claim, (*ctx).now, &raw mut (*ctx).notes).0 }
+    unsafe {
+        flow::insert::<V4, _>(&Maps::<0>, &(*ctx).claim, (*ctx).now, (*ctx).grace(), &raw mut (*ctx).notes).0
+    }
 }
 
 /// The same for IPv6.
@@ -48,7 +50,9 @@ pub extern "C" fn pc_insert(slot: u32) -> u64 {
 pub extern "C" fn pc_insert6(slot: u32) -> u64 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
     // SAFETY: see `scratch`; the caller waits.
-    unsafe { flow::insert::<V6, _>(&Maps::<0>, &(*ctx).claim6, (*ctx).now, &raw mut (*ctx).notes).0 }
+    unsafe {
+        flow::insert::<V6, _>(&Maps::<0>, &(*ctx).claim6, (*ctx).now, (*ctx).grace(), &raw mut (*ctx).notes).0
+    }
 }
 
 /// [`reassembly::recall`], verified once.

@@ -4,7 +4,7 @@ use super::{Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT,
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
-use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
+use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, Grace, LIVE, Taken};
 use crate::layout::{
     Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_HOST, NEXT_HOP_LOOP,
     Settings, WORLD, hops,
@@ -82,14 +82,15 @@ fn refusal(taken: Taken) -> Reason {
 #[inline(always)]
 fn insert_forward<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Taken {
     F::claim_own(ctx);
-    F::insert(env, ctx)
+    F::insert(env, ctx, Grace::Waived)
 }
 
-/// Takes the slot of the answers, as they are seen in `network`.
+/// Takes the slot of the answers, as they are seen in `network`. A public port in it is the socket's, which its mapping keeps longer
+/// than any flow, or no guest's.
 #[inline(always)]
 fn insert_answer<F: Family, E: Env>(env: &E, ctx: &mut Context, network: u16) -> Taken {
     F::claim_answer(ctx, network);
-    F::insert(env, ctx)
+    F::insert(env, ctx, Grace::Waived)
 }
 
 /// Finds the way to the world, unless the packet comes back in.
@@ -268,7 +269,7 @@ fn map_socket<F: Family, E: Env>(
         ctx.new.destination_port = ctx.key.destination_port;
         return Ok(());
     }
-    let forward = F::insert(env, ctx);
+    let forward = F::insert(env, ctx, Grace::Waived);
     if !forward.is_slot() {
         return Err(refusal(forward));
     }

@@ -424,12 +424,12 @@ impl Env for HostEnv {
     fn insert(&self, ctx: &mut Context) -> flow::Taken {
         let notes = &raw mut ctx.notes;
         // SAFETY: the context is this packet's own.
-        unsafe { flow::insert::<V4, Self>(self, &ctx.claim, ctx.now, notes) }
+        unsafe { flow::insert::<V4, Self>(self, &ctx.claim, ctx.now, ctx.grace(), notes) }
     }
     fn insert6(&self, ctx: &mut Context) -> flow::Taken {
         let notes = &raw mut ctx.notes;
         // SAFETY: the context is this packet's own.
-        unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
+        unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, ctx.grace(), notes) }
     }
     fn tcp_turn(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
         super::tcp::turn::<V4, Self>(self, ctx, index, before);

@@ -26,6 +26,7 @@ pub mod tcp;
 use crate::classify::Classes;
 use crate::env::{Env, FragmentKey};
 use crate::family::{V4, V6};
+use crate::flow::Grace;
 use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
 use crate::packet::rewrite::{Addresses6, Tuple};
@@ -133,7 +134,9 @@ pub struct Context {
     pub flow_flags: u8,
     /// Why the packet is refused, for [`Stage::Refuse`].
     pub refused: u8,
-    pub pad: [u8; 3],
+    /// 1: the claim may take over a dead record of its key, see [`crate::flow::Grace`].
+    pub grace_waived: u8,
+    pub pad: [u8; 2],
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,
@@ -201,6 +204,11 @@ pub const WAY_SNAT: u8 = 4;
 pub const WAY_PLATFORM: u8 = 5;
 
 impl Context {
+    #[inline(always)]
+    pub fn grace(&self) -> Grace {
+        if self.grace_waived != 0 { Grace::Waived } else { Grace::Kept }
+    }
+
     #[inline(always)]
     pub fn side(&self) -> Side {
         match self.side {
