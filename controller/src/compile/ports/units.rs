@@ -79,8 +79,9 @@ impl UnitSet {
     /// Ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         self.0.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(|(i, &word)| {
-            let bits = std::iter::successors(Some(word), |word| Some(word & (word - 1)));
-            bits.take_while(|word| *word != 0).map(move |word| (i * 64) as u16 + word.trailing_zeros() as u16)
+            let bits =
+                std::iter::successors(Some(word), |word| Some(word & (word - 1)).filter(|word| *word != 0));
+            bits.map(move |word| (i * 64) as u16 + word.trailing_zeros() as u16)
         })
     }
 }
