@@ -10,9 +10,9 @@ pub const TICK_SHIFT: u32 = 26;
 /// refused as `contended`; the shorter this is, the fewer those are.
 pub const GRACE: u32 = 3;
 
-/// Ticks in `seconds`, at least one.
+/// Ticks in `seconds`, rounded up: what must not be forgotten for so long (RFC 5508 REQ-2: a query for 60 seconds) is not.
 pub const fn ticks(seconds: u32) -> u32 {
-    let t = ((seconds as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
+    let t = (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32;
     if t == 0 { 1 } else { t }
 }
 
@@ -36,8 +36,11 @@ mod tests {
     }
 
     #[test]
-    fn four_minutes_are_within_a_tick_of_four_minutes() {
-        let ns = (ticks(240) as u64) << TICK_SHIFT;
-        assert!(ns <= 240_000_000_000 && ns > 239_900_000_000);
+    fn a_minute_and_four_minutes_are_no_less_and_within_a_tick() {
+        for seconds in [60, 240] {
+            let ns = (ticks(seconds) as u64) << TICK_SHIFT;
+            let least = u64::from(seconds) * 1_000_000_000;
+            assert!(ns >= least && ns < least + (1 << TICK_SHIFT));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! and over plain Rust in [`crate::engine::host`].
 
 use crate::engine::Context;
-use crate::flow::Taken;
+use crate::flow::{Ctl, Taken};
 use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, WORLD};
 use crate::policy::Page;
 use crate::reason::Reason;
@@ -104,6 +104,14 @@ pub trait Env: Sized {
     fn insert(&self, ctx: &mut Context) -> Taken;
     /// The same of `ctx.claim6` into the table for IPv6.
     fn insert6(&self, ctx: &mut Context) -> Taken;
+    /// [`crate::engine::mapping::turned`] of a flow of this idle class that goes on: in the kernel a function for the same reason.
+    fn extend_mapping(&self, ctx: &mut Context, idle_class: u8);
+    /// The same of an IPv6 packet.
+    fn extend_mapping6(&self, ctx: &mut Context, idle_class: u8);
+    /// [`crate::engine::forward::tcp_turn`] of the flow with this slot, whose control word was `before`; likewise.
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: Ctl);
+    /// The same of the table for IPv6.
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: Ctl);
     /// Takes one from a budget of this CPU and tick; `false` if there is none left.
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool;
     /// Look-ups only: nothing is claimed, learned or prolonged. Constant for a program.

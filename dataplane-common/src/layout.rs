@@ -52,9 +52,18 @@ pub struct Settings {
     pub answers: u32,
     /// Ticks a UDP port stays with its inside socket after its flows have idled out.
     pub udp_hold: u32,
-    pub pad: u32,
+    /// `NAT_*` bits: in what the profile `rfc` differs from `azure`.
+    pub nat: u32,
     pub services: [Service; 16],
 }
+
+/// A TCP port belongs to one inside socket, whatever its destinations (RFC 5382 REQ-1 and REQ-7), as those of UDP and echo
+/// always do.
+pub const NAT_TCP_BY_SOCKET: u32 = 1;
+/// What arrives at a socket's port from anybody is judged by its guest's groups as a new flow (RFC 4787 REQ-8).
+pub const NAT_FILTER_BY_GROUPS: u32 = 2;
+/// Guests are told of every flow that is refused, not only for want of a port (RFC 5508 REQ-8).
+pub const NAT_TELL: u32 = 4;
 
 /// Silence.
 pub const REFUSAL_SILENT: u32 = 0;

@@ -5,10 +5,11 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use portcullis_common::clock::TICK_SHIFT;
+use portcullis_common::engine::mapping::{self, Turn};
 use portcullis_common::engine::{self, Context};
 use portcullis_common::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
 use portcullis_common::family::{V4, V6};
-use portcullis_common::flow::{self, Taken};
+use portcullis_common::flow::{self, Ctl, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
 use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason, RuleCount};
 
@@ -45,6 +46,46 @@ pub extern "C" fn pc_insert6(slot: u32) -> u64 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
     // SAFETY: see `scratch`; the caller waits.
     unsafe { flow::insert::<V6, _>(&Maps::<0>, &(*ctx).claim6, (*ctx).now, &raw mut (*ctx).notes).0 }
+}
+
+/// Keeps the mapping behind the flow of the packet in `slot`. A global function for the same reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_extend_mapping(slot: u32, idle_class: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    mapping::turned::<V4, _>(&Maps::<0>, unsafe { &mut *ctx }, idle_class as u8, Turn::Lives);
+    1
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_extend_mapping6(slot: u32, idle_class: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    mapping::turned::<V6, _>(&Maps::<0>, unsafe { &mut *ctx }, idle_class as u8, Turn::Lives);
+    1
+}
+
+/// What a SYN, FIN or RST does to the flow in slot `index`, whose control word was `before`. Likewise.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::forward::tcp_turn::<V4, _>(&Maps::<0>, unsafe { &mut *ctx }, index, Ctl(before));
+    1
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn6(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::forward::tcp_turn::<V6, _>(&Maps::<0>, unsafe { &mut *ctx }, index, Ctl(before));
+    1
 }
 
 /// Counts a hit, and makes the element at the first one. A global function for the same reason.
@@ -264,6 +305,22 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn insert6(&self, _ctx: &mut Context) -> Taken {
         Taken(pc_insert6(SLOT))
+    }
+    #[inline(always)]
+    fn extend_mapping(&self, _ctx: &mut Context, idle_class: u8) {
+        pc_extend_mapping(SLOT, idle_class as u32);
+    }
+    #[inline(always)]
+    fn extend_mapping6(&self, _ctx: &mut Context, idle_class: u8) {
+        pc_extend_mapping6(SLOT, idle_class as u32);
+    }
+    #[inline(always)]
+    fn tcp_turn(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn(SLOT, index, before.0);
+    }
+    #[inline(always)]
+    fn tcp_turn6(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn6(SLOT, index, before.0);
     }
     #[inline(always)]
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool {

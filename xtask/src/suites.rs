@@ -1,11 +1,13 @@
 //! `cargo xtask test`: every test of the workspace, whatever package it is in, and one total.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, bail};
+use xtask::{evidence, workspace_root};
 
 use crate::{
     artifacts::{self, Artifact},
@@ -34,6 +36,7 @@ enum Suite {
 struct Outcome {
     tally: Tally,
     failures: Vec<String>,
+    passed: Vec<String>,
 }
 
 /// Builds and runs the tests whose names contain `name`, all without one, or only lists them.
@@ -65,10 +68,12 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
 
     let mut total = Tally::default();
     let mut failures = Vec::new();
+    let mut passed = BTreeSet::new();
     for suite in &suites {
         println!("\n=== {}", suite.label());
         let outcome = suite.run(name)?;
         total += &outcome.tally;
+        passed.extend(outcome.passed);
         failures.extend(outcome.failures.into_iter().map(|failure| format!("{}: {failure}", suite.label())));
     }
     if !failures.is_empty() {
@@ -76,8 +81,17 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
         failures.iter().for_each(|failure| println!("    {failure}"));
     }
     println!("\n{total}");
+    // Of some tests alone nothing follows for the documents.
+    let unshown = match name {
+        Some(_) => Vec::new(),
+        None => evidence::unshown(&evidence::named(&workspace_root())?, &passed),
+    };
+    unshown.iter().for_each(|line| println!("{line}"));
     if total.failed > 0 {
         bail!("some tests failed");
+    }
+    if !unshown.is_empty() {
+        bail!("the documents name tests that did not pass; run them, or correct the documents");
     }
     Ok(())
 }
@@ -166,6 +180,11 @@ impl Suite {
     }
 
     fn run(&self, name: Option<&str>) -> anyhow::Result<Outcome> {
+        let listed = match self {
+            Self::Binary(_) => self.list(name)?,
+            // Examples, which no document names.
+            Self::Documentation => Vec::new(),
+        };
         let mut command = self.command(true)?;
         command.args(name).stdin(Stdio::null()).stdout(Stdio::piped());
         let results = match self {
@@ -194,7 +213,8 @@ impl Suite {
                 }
             }
         }
-        Ok(judge(reader, &String::from_utf8_lossy(&line), child.wait()?))
+        let passed = reader.passed(listed.iter().map(String::as_str));
+        Ok(Outcome { passed, ..judge(reader, &String::from_utf8_lossy(&line), child.wait()?) })
     }
 }
 
@@ -215,7 +235,7 @@ fn judge(reader: Reader, unfinished: &str, status: ExitStatus) -> Outcome {
         tally.failed += 1;
         failures.push(died);
     }
-    Outcome { tally, failures }
+    Outcome { tally, failures, passed: Vec::new() }
 }
 
 #[cfg(test)]

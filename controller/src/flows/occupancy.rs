@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
+use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT};
 use portcullis_common::layout::{HalfRecord, KIND_MAPPING, WORLD};
 use portcullis_common::policy::UNIT_PORTS;
 
@@ -62,7 +62,8 @@ pub fn end_on(tables: [&FlowTable; 2], units: &HashSet<Unit>) -> usize {
     flows + end(false)
 }
 
-/// Half-records by which a public port is taken: the reverse half of a flow, the outer one of a mapping.
+/// Half-records by which a public port is taken: the answers' half of a flow, that of the strangers who came in over a mapping,
+/// the outer one of a mapping.
 fn claims(tables: [&FlowTable; 2]) -> impl Iterator<Item = (&FlowTable, u32, HalfRecord)> {
     let all =
         tables.into_iter().flat_map(|table| table.iter().map(move |(slot, record)| (table, slot, record)));
@@ -71,7 +72,8 @@ fn claims(tables: [&FlowTable; 2]) -> impl Iterator<Item = (&FlowTable, u32, Hal
 
 fn is_claim(record: &HalfRecord) -> bool {
     let flags = Ctl(record.ctl).flags();
-    flags & FLAG_SNAT != 0 && flags & FLAG_FORWARD == 0 && record.key.network == WORLD
+    let (out, opens) = (flags & FLAG_SNAT != 0, flags & FLAG_FORWARD != 0);
+    record.key.network == WORLD && (out != opens) && (out || flags & FLAG_MAPPED != 0)
 }
 
 /// The unit a claim stands on; `None` if its slot has begun another life.

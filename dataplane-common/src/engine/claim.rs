@@ -1,13 +1,13 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
+use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, forward, mapping, refuse};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_LOOP, Settings,
-    WORLD, hops,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NAT_TCP_BY_SOCKET,
+    NEXT_HOP_LOOP, Settings, WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
@@ -24,7 +24,7 @@ const RESUME: u32 = 75;
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
-    let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
+    let Some(control) = env.control() else { return super::drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
     let settings = forward::settings(control, ctx.generation);
@@ -50,7 +50,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
             ctx.refused = reason as u8;
             Verdict::Next(F::REFUSE)
         }
-        Err(reason) => drop(env, ctx, reason),
+        Err(reason) => refuse::or_drop::<F, E>(env, ctx, settings, reason),
     }
 }
 
@@ -102,7 +102,12 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
         flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
-    publish::<F, E>(env, ctx, settings, forward, reverse, 0);
+    // Without a branch: the verifier would follow all that comes after it twice.
+    let flags = (ctx.mapped & 1) * FLAG_MAPPED;
+    publish::<F, E>(env, ctx, settings, forward, reverse, flags);
+    if flags != 0 {
+        mapping::entered::<F, E>(env, ctx, settings);
+    }
     Ok(())
 }
 
@@ -136,7 +141,8 @@ fn translated<F: Family, E: Env>(
     if alloc.flags & ALLOC_RESET != 0 {
         ctx.flow_flags = FLAG_RESET;
     }
-    if ctx.key.protocol == TCP {
+    ctx.mapped = (ctx.key.protocol != TCP || settings.nat & NAT_TCP_BY_SOCKET != 0) as u8;
+    if ctx.mapped == 0 {
         let forward = insert_forward::<F, E>(env, ctx);
         if !forward.is_slot() {
             return Err(refusal(forward));
@@ -171,7 +177,7 @@ fn search<F: Family, E: Env>(
     control: &Control,
     alloc: &Alloc,
 ) -> Result<(), Reason> {
-    let mut key = F::refusal(ctx, &control.seed);
+    let mut key = F::refusal(ctx, &control.seed, ctx.mapped == 0);
     if let Some(refused) = env.refused(&key)
         && refused.resume == 0
         && !crate::clock::passed(refused.until, ctx.now)
@@ -218,7 +224,7 @@ fn search<F: Family, E: Env>(
     Err(reason)
 }
 
-/// The public address and port of an inside UDP socket or echo identifier, claimed if it has none yet; in `ctx.new`.
+/// The public address and port that an inside socket or echo identifier has for itself, claimed if it has none yet; in `ctx.new`.
 #[inline(always)]
 fn map_socket<F: Family, E: Env>(
     env: &E,
@@ -229,7 +235,7 @@ fn map_socket<F: Family, E: Env>(
     alloc: &Alloc,
 ) -> Result<(), Reason> {
     F::claim_inside(ctx);
-    let deadline = forward::mapping_deadline(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
+    let deadline = mapping::opened(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
     if let Some((_, mapping)) = flow::find::<F, E>(env, control, F::claimed(ctx), ctx.now) {
         // SAFETY: `mapping` points into the table; a mapping lives for its grace at least, so the copy is whole.
         unsafe {

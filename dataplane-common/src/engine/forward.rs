@@ -2,6 +2,7 @@
 
 use core::marker::PhantomData;
 
+use super::mapping::{self, Turn};
 use super::{Context, Side, Stage, Verdict, claim, drop, pass};
 use crate::atomic;
 use crate::clock::passed;
@@ -12,7 +13,7 @@ use crate::layout::{
     Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, UDP, same_mac};
+use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, same_mac};
 use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
@@ -31,15 +32,6 @@ pub fn settings(control: &Control, generation: u32) -> &Settings {
 pub fn idle(settings: &Settings, class: u8) -> u32 {
     // SAFETY: the index is below the sixteen elements.
     unsafe { *settings.idle.as_ptr().add((class & 15) as usize) }
-}
-
-/// The last tick of a UDP or echo mapping of which a flow has just moved. It outlives its flows by the hold, and is ahead
-/// of them by an eighth of the idle time and a little, see [`touch`].
-#[inline(always)]
-pub fn mapping_deadline(settings: &Settings, class: u8, protocol: u8, now: u32) -> u32 {
-    let span = idle(settings, class);
-    let hold = if protocol == UDP { settings.udp_hold } else { 0 };
-    now.wrapping_add(span).wrapping_add((span >> 3) | 1).wrapping_add(hold)
 }
 
 /// How a packet can leave by a next hop right now.
@@ -111,7 +103,7 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     if stays::<F>(ctx, verdict) {
         return Some(verdict);
     }
-    touch::<F, E>(env, ctx, settings, record, before);
+    touch::<F, E>(env, ctx, settings, index, record, before);
     Some(verdict)
 }
 
@@ -177,7 +169,7 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
     }
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if !stays::<F>(ctx, verdict) {
-        touch::<F, E>(env, ctx, settings, record, before);
+        touch::<F, E>(env, ctx, settings, ctx.again, record, before);
     }
     verdict
 }
@@ -315,6 +307,7 @@ fn touch<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     settings: &Settings,
+    index: u32,
     record: *mut HalfRecord,
     before: Ctl,
 ) {
@@ -340,7 +333,7 @@ fn touch<F: Family, E: Env>(
             r.ack = ctx.tcp_ack;
         }
         if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
-            return tcp_turn::<F, E>(env, ctx, settings, record, before);
+            return F::tcp_turn(env, ctx, index, before);
         }
         if tcp_state::state(before.tcp()) != State::Established {
             return;
@@ -353,8 +346,7 @@ fn touch<F: Family, E: Env>(
     // The mapping must outlive the flow; it is touched once in an eighth of the idle time or more often, ahead by as much. No
     // branch here depends on how long ago the last packet was: that is chance, and guessed wrong every other time.
     if before.flags() & FLAG_MAPPED != 0 && (old ^ deadline) & !below(span >> 4) != 0 {
-        let deadline = mapping_deadline(settings, before.idle(), ctx.key.protocol, now);
-        extend_mapping::<F, E>(env, ctx, before, deadline);
+        F::extend_mapping(env, ctx, before.idle());
     }
 }
 
@@ -368,15 +360,14 @@ const fn below(n: u32) -> u32 {
     n | n >> 16
 }
 
-/// SYN, FIN and RST: the only packets that touch the other half.
+/// SYN, FIN and RST: the only packets that touch the other half, and tell the mapping behind the flow.
+/// In the kernel it is behind [`Env::tcp_turn`].
 #[inline(always)]
-fn tcp_turn<F: Family, E: Env>(
-    env: &E,
-    ctx: &Context,
-    settings: &Settings,
-    record: *mut HalfRecord,
-    before: Ctl,
-) {
+pub fn tcp_turn<F: Family, E: Env>(env: &E, ctx: &mut Context, index: u32, before: Ctl) {
+    let Some(control) = env.control() else { return };
+    // SAFETY: the control element lives as long as the map.
+    let settings = settings(unsafe { &*control }, ctx.generation);
+    let Some(record) = flow::record::<F, E>(env, index) else { return };
     let forward = before.flags() & FLAG_FORWARD != 0;
     let bits = tcp_state::after(before.tcp(), ctx.tcp_flags, forward);
     let was = tcp_state::state(before.tcp());
@@ -400,6 +391,10 @@ fn tcp_turn<F: Family, E: Env>(
     {
         set_tcp(other, before.generation(), bits, deadline);
     }
+    let (was, is) = (was == State::Established, is == State::Established);
+    if before.flags() & FLAG_MAPPED != 0 && was != is {
+        mapping::turned::<F, E>(env, ctx, before.idle(), if is { Turn::Established } else { Turn::Ended });
+    }
 }
 
 /// Writes TCP bits and deadline, unless the slot has been recycled.
@@ -412,22 +407,5 @@ fn set_tcp(record: *mut HalfRecord, generation: u32, bits: u8, deadline: u32) {
             atomic::compare_exchange(&raw mut (*record).ctl, seen.0, seen.with_tcp(bits).0);
             (*record).deadline = deadline;
         }
-    }
-}
-
-/// Moves the deadline of the mapping behind a UDP or echo flow.
-#[inline(always)]
-fn extend_mapping<F: Family, E: Env>(env: &E, ctx: &mut Context, c: Ctl, deadline: u32) {
-    // Either direction knows the public side of the mapping: (address, port) the world sees.
-    if c.flags() & FLAG_FORWARD != 0 {
-        F::claim_outside(ctx, F::new_source(ctx), ctx.new.source_port);
-    } else {
-        F::claim_outside(ctx, F::destination(ctx), ctx.key.destination_port);
-    }
-    let Some(control) = env.control() else { return };
-    // SAFETY: the control element lives as long as the map.
-    if let Some((_, mapping)) = flow::find::<F, E>(env, unsafe { &*control }, F::claimed(ctx), ctx.now) {
-        // SAFETY: `mapping` points into the table.
-        unsafe { (*mapping).deadline = deadline };
     }
 }

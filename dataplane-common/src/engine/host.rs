@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use super::{Context, Hook, Side, Stage, Verdict};
+use super::mapping::{self, Turn};
+use super::{Context, Hook, Side, Stage, Verdict, forward};
 use crate::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
 use crate::family::{V4, V6};
 use crate::flow;
@@ -366,6 +367,18 @@ impl Env for HostEnv {
         let notes = &raw mut ctx.notes;
         // SAFETY: the context is this packet's own.
         unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
+    }
+    fn extend_mapping(&self, ctx: &mut Context, idle_class: u8) {
+        mapping::turned::<V4, _>(self, ctx, idle_class, Turn::Lives);
+    }
+    fn extend_mapping6(&self, ctx: &mut Context, idle_class: u8) {
+        mapping::turned::<V6, _>(self, ctx, idle_class, Turn::Lives);
+    }
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        forward::tcp_turn::<V4, _>(self, ctx, index, before);
+    }
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        forward::tcp_turn::<V6, _>(self, ctx, index, before);
     }
     fn spend(&self, _which: Budget, _now: u32, budget: u32) -> bool {
         budget != 0

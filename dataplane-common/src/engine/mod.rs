@@ -16,6 +16,7 @@ pub mod guard;
 pub mod host;
 pub mod icmp;
 pub mod judge;
+pub mod mapping;
 pub mod nd;
 pub mod owner;
 pub mod refuse;
@@ -121,7 +122,9 @@ pub struct Context {
     pub flow_flags: u8,
     /// Why the packet is refused, for [`Stage::Refuse`].
     pub refused: u8,
-    pub pad: [u8; 3],
+    /// 1: the flow's public port is its inside socket's alone, a [`crate::layout::KIND_MAPPING`] pair stands behind it.
+    pub mapped: u8,
+    pub pad: [u8; 2],
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,
