@@ -209,7 +209,8 @@ pub struct FlowKey {
 }
 
 pub const KIND_FLOW: u8 = 0;
-/// A UDP or ICMP port taken by one inside socket; both directions of it are records of this kind.
+/// A port that one inside socket has towards everybody (UDP, echo; TCP with [`NAT_TCP_BY_SOCKET`]); both directions of it are
+/// records of this kind.
 pub const KIND_MAPPING: u8 = 1;
 /// A flow of ICMP messages without an identifier: a kind of its own, so that none is taken for an echo with identifier 0.
 pub const KIND_PORTLESS: u8 = 2;

@@ -240,22 +240,24 @@ fn at_frontend<F: Family, E: Env>(
     // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
     // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
     let owned = port != 0 && owner != Some(0) && !echo;
-    if (owned || echo) && forward::settings(control, ctx.generation).nat & NAT_FILTER_BY_GROUPS != 0 {
+    let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
+        return Err(Reason::Internal.into());
+    };
+    // SAFETY: `entry` points into a page.
+    let host = unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0;
+    // The host answers pings itself, and takes what answers its own.
+    let query = echo && !host && ctx.shape & SHAPE_OPENS != 0;
+    if (owned || query) && forward::settings(control, ctx.generation).nat & NAT_FILTER_BY_GROUPS != 0 {
         opens(ctx)?;
         match mapping::arrive::<F, E>(env, ctx, control) {
-            // The host answers pings itself, and replies to its own.
-            Err(Reason::NoFlow) if echo => {}
+            Err(Reason::NoFlow) if query => {}
             arrived => return arrived.map_err(Ended::Drop),
         }
     }
     if owned {
         return Err(Reason::NoFlow.into());
     }
-    let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
-        return Err(Reason::Internal.into());
-    };
-    // SAFETY: `entry` points into a page.
-    if unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0 {
+    if host {
         return Err(Ended::Pass(Reason::NotOurs));
     }
     Err(Reason::NoListener.into())

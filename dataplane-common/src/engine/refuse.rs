@@ -17,7 +17,6 @@ use crate::reason::Reason;
 const TOLD: u64 = 1 << Reason::DeniedByRule as u64
     | 1 << Reason::DeniedByPlatform as u64
     | 1 << Reason::NoOutboundMethod as u64
-    | 1 << Reason::NoPorts as u64
     | 1 << Reason::NoRoute as u64
     | 1 << Reason::TableFull as u64;
 const _: () = assert!(crate::reason::REASON_SLOTS <= 64);
