@@ -51,35 +51,41 @@ impl Gateway {
         sent.filter(|sent| sent.destination_mac != VM1 || device == "up")
     }
 
-    /// A segment of the guest's; the port under which it leaves.
-    fn says(&mut self, socket: u16, to: Ipv4Addr, flags: TcpFlags) -> Option<u16> {
-        let frame = Craft::new(VM1, V1, GATEWAY, to).tcp(socket, 80, flags, 1, 1, b"");
+    /// A segment of the guest's, with its sequence number and what it acknowledges; the port under which it leaves.
+    fn says(&mut self, socket: u16, to: Ipv4Addr, flags: TcpFlags, [seq, ack]: [u32; 2]) -> Option<u16> {
+        let frame = Craft::new(VM1, V1, GATEWAY, to).tcp(socket, 80, flags, seq, ack, b"");
         self.send("vm1", &frame).map(|sent| sent.source().unwrap().port())
     }
 
+    /// The first one of a connection.
+    fn calls(&mut self, socket: u16, to: Ipv4Addr) -> Option<u16> {
+        self.says(socket, to, TcpFlags::SYN, [1, 0])
+    }
+
     /// A segment of a server's; does it arrive?
-    fn hears(&mut self, from: Ipv4Addr, port: u16, flags: TcpFlags) -> bool {
-        let frame = Craft::new(ROUTER_MAC, from, GATEWAY, LB).tcp(80, port, flags, 1, 1, b"");
+    fn hears(&mut self, from: Ipv4Addr, port: u16, flags: TcpFlags, [seq, ack]: [u32; 2]) -> bool {
+        let frame = Craft::new(ROUTER_MAC, from, GATEWAY, LB).tcp(80, port, flags, seq, ack, b"");
         self.send("up", &frame).is_some()
     }
 
     fn connects(&mut self, socket: u16, to: Ipv4Addr) -> u16 {
-        let port = self.says(socket, to, TcpFlags::SYN).expect("there is a port");
-        assert!(self.hears(to, port, TcpFlags::SYN_ACK));
-        assert_eq!(self.says(socket, to, TcpFlags::ACK), Some(port));
+        let port = self.calls(socket, to).expect("there is a port");
+        assert!(self.hears(to, port, TcpFlags::SYN_ACK, [100, 2]));
+        assert_eq!(self.says(socket, to, TcpFlags::ACK, [2, 101]), Some(port));
         port
     }
 
-    /// Both sides send a FIN.
+    /// Both sides send a FIN, and acknowledge the other's.
     fn closes(&mut self, socket: u16, to: Ipv4Addr, port: u16) {
         let fin = TcpFlags { fin: true, ..TcpFlags::ACK };
-        assert_eq!(self.says(socket, to, fin), Some(port));
-        assert!(self.hears(to, port, fin));
+        assert_eq!(self.says(socket, to, fin, [2, 101]), Some(port));
+        assert!(self.hears(to, port, fin, [101, 3]));
+        assert_eq!(self.says(socket, to, TcpFlags::ACK, [3, 102]), Some(port));
     }
 
     /// How many of ten new sockets find a port.
     fn free(&mut self, first: u16) -> usize {
-        (first..first + 10).filter(|socket| self.says(*socket, SERVER, TcpFlags::SYN).is_some()).count()
+        (first..first + 10).filter(|socket| self.calls(*socket, SERVER).is_some()).count()
     }
 }
 
@@ -90,9 +96,9 @@ fn in_rfc_an_established_connection_is_remembered_for_two_hours_and_four_minutes
         let mut t = Gateway::new(profile);
         let port = t.connects(5000, SERVER);
         t.at(seconds);
-        assert!(t.hears(SERVER, port, TcpFlags::ACK), "{profile}: silent for {seconds} s");
+        assert!(t.hears(SERVER, port, TcpFlags::ACK, [101, 2]), "{profile}: silent for {seconds} s");
         t.at(2 * seconds + 2);
-        assert!(!t.hears(SERVER, port, TcpFlags::ACK), "{profile}: silent for longer");
+        assert!(!t.hears(SERVER, port, TcpFlags::ACK, [101, 2]), "{profile}: silent for longer");
     }
 }
 
@@ -100,9 +106,9 @@ fn in_rfc_an_established_connection_is_remembered_for_two_hours_and_four_minutes
 fn in_rfc_a_half_open_connection_and_a_reset_one_are_remembered_for_four_minutes_a_socket_for_five_and_a_query_for_one()
  {
     let mut t = Gateway::new("rfc");
-    let port = t.says(5000, SERVER, TcpFlags::SYN).unwrap();
+    let port = t.calls(5000, SERVER).unwrap();
     let reset = t.connects(5001, SERVER);
-    assert_eq!(t.says(5001, SERVER, TcpFlags::RST), Some(reset));
+    assert_eq!(t.says(5001, SERVER, TcpFlags { ack: true, ..TcpFlags::RST }, [2, 101]), Some(reset));
     let datagram = Craft::new(VM1, V1, GATEWAY, SERVER).udp(5000, 53, b"?");
     let socket = t.send("vm1", &datagram).unwrap().source().unwrap().port();
     let answer = Craft::new(ROUTER_MAC, SERVER, GATEWAY, LB).udp(53, socket, b"!");
@@ -118,8 +124,8 @@ fn in_rfc_a_half_open_connection_and_a_reset_one_are_remembered_for_four_minutes
     t.at(60);
     assert!(t.send("up", &reply).is_some(), "a reply after a minute");
     t.at(240);
-    assert!(t.hears(SERVER, reset, TcpFlags::ACK), "after a RST");
-    assert!(t.hears(SERVER, port, TcpFlags::SYN_ACK), "an answer to a SYN");
+    assert!(t.hears(SERVER, reset, TcpFlags::ACK, [101, 2]), "after a RST");
+    assert!(t.hears(SERVER, port, TcpFlags::SYN_ACK, [100, 2]), "an answer to a SYN");
     t.at(300);
     assert!(t.send("up", &answer).is_some(), "an answer to a datagram");
 }
@@ -132,18 +138,18 @@ fn in_rfc_a_sockets_port_is_its_own_as_long_as_a_connection_lives_and_free_four_
     assert_eq!(t.connects(5000, OTHER), port);
     t.closes(5000, SERVER, port);
     for socket in 5001..5008 {
-        t.says(socket, SERVER, TcpFlags::SYN).expect("there are eight ports");
+        t.calls(socket, SERVER).expect("there are eight ports");
     }
     // One connection is left and silent: nobody else is given its port, and the socket still has it.
     for seconds in [250, 2000, 7000] {
         t.at(seconds);
         let mut taken: Vec<_> =
-            (6000..6010).filter_map(|n| t.says(n + seconds as u16, SERVER, TcpFlags::SYN)).collect();
+            (6000..6010).filter_map(|n| t.calls(n + seconds as u16, SERVER)).collect();
         taken.sort_unstable();
         taken.dedup();
         assert_eq!((taken.len(), taken.contains(&port)), (7, false), "{seconds} s");
     }
-    assert_eq!(t.says(5000, Ipv4Addr::new(198, 51, 100, 9), TcpFlags::SYN), Some(port));
+    assert_eq!(t.calls(5000, Ipv4Addr::new(198, 51, 100, 9)), Some(port));
     t.closes(5000, OTHER, port);
     // Now the last one has ended: four minutes, and the port is anybody's.
     t.at(7000 + 239);
