@@ -143,8 +143,7 @@ fn in_rfc_a_sockets_port_is_its_own_as_long_as_a_connection_lives_and_free_four_
     // One connection is left and silent: nobody else is given its port, and the socket still has it.
     for seconds in [250, 2000, 7000] {
         t.at(seconds);
-        let mut taken: Vec<_> =
-            (6000..6010).filter_map(|n| t.calls(n + seconds as u16, SERVER)).collect();
+        let mut taken: Vec<_> = (6000..6010).filter_map(|n| t.calls(n + seconds as u16, SERVER)).collect();
         taken.sort_unstable();
         taken.dedup();
         assert_eq!((taken.len(), taken.contains(&port)), (7, false), "{seconds} s");
