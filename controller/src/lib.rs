@@ -11,4 +11,5 @@ pub mod flows;
 pub mod hosts;
 pub mod observe;
 pub mod policy;
+pub mod privileges;
 pub mod probes;

@@ -102,7 +102,9 @@ pub(super) fn settings(
         },
         answers: ANSWERS,
         udp_hold: if snat.udp_hold_seconds == 0 { 0 } else { ticks(snat.udp_hold_seconds) },
+        tcp_transitory: ticks(t.tcp_transitory),
         nat,
+        pad: [0; 3],
         services: table,
     })
 }

@@ -8,6 +8,7 @@
 //!   .reasons ...    what the kernel counted, learned, sampled                   counters, next_hops, events, inspect
 //!   .dry_run        the programs once more, to ask what they would do           dry_run
 //!   .flow_table     the live flows, in memory shared with the kernel            flow_table
+//!   .guest_uses     how much of the flow tables each guest holds                guest_flows
 //! down              all of it away, without loading anything                    down
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod attach;
 mod batch;
+mod clock;
 mod clsact;
 mod control;
 mod counters;
@@ -24,6 +26,7 @@ mod dry_run;
 mod events;
 mod flow_table;
 mod generation;
+mod guest_flows;
 mod inspect;
 mod kernel_types;
 mod load;
@@ -39,12 +42,14 @@ mod test_run;
 pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
+pub use clock::check_clock;
 pub use counters::LOST_SLOTS;
 pub use down::{down, in_use};
 pub use dry_run::{Answer, DryRun};
 pub use events::{AsyncEvents, Events, KernelLog};
 pub use flow_table::{FlowTable, Swept, address6, now_tick};
 pub use generation::{Installed, PolicyImage};
+pub use guest_flows::{GuestUse, GuestUses};
 pub use inspect::{HookState, ProgramInfo};
 pub use load::{Datapath, LoadOptions};
 pub use next_hops::Route;

@@ -345,6 +345,7 @@ pub const TIMEOUTS: Shape = Shape {
         "tcpHalfOpenSeconds",
         "tcpFinSeconds",
         "tcpResetSeconds",
+        "tcpTransitorySeconds",
         "udpSeconds",
         "icmpSeconds",
         "otherSeconds",
@@ -352,8 +353,12 @@ pub const TIMEOUTS: Shape = Shape {
     required: &[],
 };
 
-pub const FLOW_TABLE: Shape =
-    Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows", "maxFlowsIPv6"], required: &[] };
+pub const FLOW_TABLE: Shape = Shape {
+    schema: "FlowTable",
+    what: "flow table",
+    fields: &["maxFlows", "maxFlowsIPv6", "maxFlowsPerGuest", "maxFlowsPerGuestIPv6"],
+    required: &[],
+};
 
 /// All shapes, for the test that compares them with the JSON Schema.
 #[cfg(test)]

@@ -40,6 +40,7 @@ impl Profile {
                 tcp_half_open: TRANSITORY,
                 tcp_fin: TRANSITORY,
                 tcp_reset: TRANSITORY,
+                tcp_transitory: TRANSITORY,
                 udp: UDP_DEFAULT,
                 icmp: QUERY,
                 ..default

@@ -1,10 +1,8 @@
-//! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
+//! Sending a packet of a known flow: deadlines, translation, next hop.
 
 use core::marker::PhantomData;
 
-use super::mapping::{self, Turn};
 use super::{Context, Side, Stage, Verdict, claim, drop, pass};
-use crate::atomic;
 use crate::clock::passed;
 use crate::env::{Budget, Env};
 use crate::family::Family;
@@ -13,12 +11,12 @@ use crate::layout::{
     Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, same_mac};
+use crate::packet::headers::{TCP, same_mac};
 use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
-use crate::tcp_state::{self, State};
+use crate::tcp_state;
 
 /// The settings of the generation this packet is decided by.
 #[inline(always)]
@@ -185,8 +183,8 @@ pub(super) trait Translation {
     /// Writes it, with the hardware addresses of the next hop; there is none on the way back in. `false`: the headers are not
     /// where they should be.
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool;
-    /// Is the packet longer than `mtu`, and its sender to be told?
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool;
+    /// Why the packet, being longer than `mtu`, cannot be sent as it is, see [`parse::too_big`].
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason>;
 }
 
 /// As the flow says: from the context's key to its `new`.
@@ -199,8 +197,8 @@ impl<F: Family, P: Packet> Translation for ByFlow<'_, F, P> {
     }
 
     #[inline(always)]
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool {
-        ctx.looped == 0 && parse::too_big::<F>(self.0, ctx, mtu)
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason> {
+        parse::too_big::<F>(self.0, ctx, mtu)
     }
 }
 
@@ -219,16 +217,30 @@ pub(super) fn send_as<F: Family, E: Env>(
     let Some(hop) = env.next_hop(ctx.egress as u32) else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the element lives as long as the map.
     let hop = unsafe { &*hop };
-    match exit(hop, ctx.now) {
-        Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
-        Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
-        _ if ctx.ttl <= 1 => unsent::<F, E>(env, ctx, Reason::TtlExpired),
-        Exit::Loop => back_in(env, ctx, translation),
-        // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
-        _ if ctx.length > hop.mtu as u32 + 14 && translation.too_big(ctx, hop.mtu as u32) => {
-            ctx.mtu = hop.mtu as u32;
-            unsent::<F, E>(env, ctx, Reason::TooBig)
+    let exit = exit(hop, ctx.now);
+    match exit {
+        Exit::ToHost => {
+            return pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason });
         }
+        Exit::Nowhere => return drop(env, ctx, Reason::Unresolved),
+        _ => {}
+    }
+    if ctx.ttl <= 1 {
+        return unsent::<F, E>(env, ctx, Reason::TtlExpired);
+    }
+    // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
+    if ctx.length > hop.mtu as u32 + 14
+        && let Some(reason) = translation.too_big(ctx, hop.mtu as u32)
+    {
+        // Under XDP nothing can be fragmented, nor come back in: TC decides again.
+        if ctx.xdp() && (reason == Reason::Fragmented || exit == Exit::Loop) {
+            return Verdict::Pass;
+        }
+        ctx.mtu = hop.mtu as u32;
+        return unsent::<F, E>(env, ctx, reason);
+    }
+    match exit {
+        Exit::Loop => back_in(env, ctx, translation),
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
@@ -240,7 +252,7 @@ pub(super) fn send_as<F: Family, E: Env>(
             env.count(reason, ctx.length);
             Verdict::Redirect(ifindex)
         }
-        Exit::Resolve => {
+        _ => {
             if ctx.xdp() {
                 return Verdict::Pass;
             }
@@ -329,25 +341,26 @@ fn touch<F: Family, E: Env>(
     r.bytes_low = low;
     let now = ctx.now;
     if ctx.key.protocol == TCP {
-        if ctx.tcp_flags & ACK != 0 {
-            r.ack = ctx.tcp_ack;
-        }
-        if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
+        if !tcp_state::plain(before.tcp(), ctx.tcp_flags) {
             return F::tcp_turn(env, ctx, index, before);
         }
-        if tcp_state::state(before.tcp()) != State::Established {
-            return;
-        }
+        r.ack = ctx.tcp_ack;
     }
     let span = idle(settings, before.idle());
     let deadline = now.wrapping_add(span);
     let old = r.deadline;
     r.deadline = deadline;
-    // The mapping must outlive the flow; it is touched once in an eighth of the idle time or more often, ahead by as much. No
-    // branch here depends on how long ago the last packet was: that is chance, and guessed wrong every other time.
-    if before.flags() & FLAG_MAPPED != 0 && (old ^ deadline) & !below(span >> 4) != 0 {
+    if before.flags() & FLAG_MAPPED != 0 && mapping_due(old, deadline, span) {
         F::extend_mapping(env, ctx, before.idle());
     }
+}
+
+/// The mapping must outlive the flow: is it to be touched now that the flow's deadline has moved by so much? It is once in an
+/// eighth of the idle time or more often, ahead by as much. No branch here depends on how long ago the last packet was: that is
+/// chance, and guessed wrong every other time.
+#[inline(always)]
+pub(super) const fn mapping_due(old: u32, deadline: u32, span: u32) -> bool {
+    (old ^ deadline) & !below(span >> 4) != 0
 }
 
 /// All bits from the highest one of `n` down: one less than a power of two.
@@ -358,54 +371,4 @@ const fn below(n: u32) -> u32 {
     let n = n | n >> 4;
     let n = n | n >> 8;
     n | n >> 16
-}
-
-/// SYN, FIN and RST: the only packets that touch the other half, and tell the mapping behind the flow.
-/// In the kernel it is behind [`Env::tcp_turn`].
-#[inline(always)]
-pub fn tcp_turn<F: Family, E: Env>(env: &E, ctx: &mut Context, index: u32, before: Ctl) {
-    let Some(control) = env.control() else { return };
-    // SAFETY: the control element lives as long as the map.
-    let settings = settings(unsafe { &*control }, ctx.generation);
-    let Some(record) = flow::record::<F, E>(env, index) else { return };
-    let forward = before.flags() & FLAG_FORWARD != 0;
-    let bits = tcp_state::after(before.tcp(), ctx.tcp_flags, forward);
-    let was = tcp_state::state(before.tcp());
-    let is = tcp_state::state(bits);
-    if bits == before.tcp() {
-        return;
-    }
-    let span = match is {
-        State::HalfOpen => settings.tcp_half_open,
-        State::Established => idle(settings, before.idle()),
-        State::Closed => settings.tcp_fin,
-        State::Reset => settings.tcp_reset,
-    };
-    let deadline = ctx.now.wrapping_add(span);
-    // SAFETY: `record` points into the table.
-    let peer = unsafe { (*record).peer };
-    set_tcp(record, before.generation(), bits, deadline);
-    if let Some(other) = flow::record::<F, E>(env, peer)
-        // A half-closed flow only notes the FIN; any change of state moves both deadlines.
-        && (is != was || bits != before.tcp())
-    {
-        set_tcp(other, before.generation(), bits, deadline);
-    }
-    let (was, is) = (was == State::Established, is == State::Established);
-    if before.flags() & FLAG_MAPPED != 0 && was != is {
-        mapping::turned::<F, E>(env, ctx, before.idle(), if is { Turn::Established } else { Turn::Ended });
-    }
-}
-
-/// Writes TCP bits and deadline, unless the slot has been recycled.
-#[inline(always)]
-fn set_tcp(record: *mut HalfRecord, generation: u32, bits: u8, deadline: u32) {
-    // SAFETY: `record` points into the table; the compare-exchange fails on a recycled slot.
-    unsafe {
-        let seen = flow::ctl(record);
-        if seen.phase() == LIVE && seen.generation() == generation {
-            atomic::compare_exchange(&raw mut (*record).ctl, seen.0, seen.with_tcp(bits).0);
-            (*record).deadline = deadline;
-        }
-    }
 }

@@ -13,7 +13,7 @@ use crate::layout::{
     Settings, WORLD,
 };
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
-use crate::packet::parse::SHAPE_OPENS;
+use crate::packet::parse::{SHAPE_FLAGS, SHAPE_OPENS};
 use crate::policy::{
     AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_LISTENER, AT_PROXY, Endpoint, FRONTEND_HOST, Frontend,
     Header, IN_APPLIANCE, IN_GATEWAY, IN_NETWORK, IN_NOWHERE, IN_PLATFORM, RULE_NONE, owner_entry,
@@ -48,6 +48,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.idle_class = 0;
     ctx.flow_flags = 0;
     ctx.mapped = 0;
+    ctx.relief.over = 0;
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
@@ -192,6 +193,9 @@ fn from_uplink<F: Family, E: Env>(
     head: &Header,
 ) -> Result<(), Ended> {
     let (source, destination) = (F::source(ctx), F::destination(ctx));
+    if ctx.shape & SHAPE_FLAGS != 0 {
+        return Err(no_tcp::<F, E>(env, ctx, head));
+    }
     // Nobody outside has one of our private addresses or the platform's; believing it would let it in by
     // AllowVnetInBound or AllowAzureLoadBalancerInBound. Nor has anybody one of our public addresses: guests that leave
     // under them come back in by a way of their own.
@@ -224,6 +228,24 @@ fn from_uplink<F: Family, E: Env>(
     }
 }
 
+/// What arrives with flags that no TCP sends: dropped, unless it is the host's. Its answers would be the host's RSTs.
+#[inline(always)]
+fn no_tcp<F: Family, E: Env>(env: &E, ctx: &Context, head: &Header) -> Ended {
+    let destination = F::destination(ctx);
+    let at = F::endpoint(env, ctx.generation, WORLD, destination);
+    let hosts = match at >> 24 & !AT_PROXY {
+        0 | AT_HOST => true,
+        AT_FRONTEND => {
+            let listener =
+                F::listener(env, ctx.generation, destination, ctx.key.destination_port, ctx.key.protocol);
+            listener >> 24 != AT_LISTENER
+                && matches!(unlistened(env, ctx, head, at & 0xff_ffff), Some((false, true)))
+        }
+        _ => false,
+    };
+    if hosts { Ended::Pass(Reason::NotOurs) } else { Reason::TcpFlags.into() }
+}
+
 /// What arrives at a frontend where nothing listens.
 #[inline(always)]
 fn at_frontend<F: Family, E: Env>(
@@ -233,20 +255,11 @@ fn at_frontend<F: Family, E: Env>(
     head: &Header,
     index: u32,
 ) -> Result<(), Ended> {
-    let port = u16::from_be(ctx.key.destination_port) as u32;
-    let udp = ctx.key.protocol == UDP;
-    let owner = classify::entry16(env, ctx.generation, head.owners, owner_entry(index, udp, port / 8));
-    let echo = ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6;
-    // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
-    // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
-    let owned = port != 0 && owner != Some(0) && !echo;
-    let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
+    let Some((owned, host)) = unlistened(env, ctx, head, index) else {
         return Err(Reason::Internal.into());
     };
-    // SAFETY: `entry` points into a page.
-    let host = unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0;
     // The host answers pings itself, and takes what answers its own.
-    let query = echo && !host && ctx.shape & SHAPE_OPENS != 0;
+    let query = echo(ctx) && !host && ctx.shape & SHAPE_OPENS != 0;
     if (owned || query) && forward::settings(control, ctx.generation).nat & NAT_FILTER_BY_GROUPS != 0 {
         opens(ctx)?;
         match mapping::arrive::<F, E>(env, ctx, control) {
@@ -261,6 +274,26 @@ fn at_frontend<F: Family, E: Env>(
         return Err(Ended::Pass(Reason::NotOurs));
     }
     Err(Reason::NoListener.into())
+}
+
+/// Of a frontend's port that nothing listens on: may it be a guest's, and is the address the host's too?
+#[inline(always)]
+fn unlistened<E: Env>(env: &E, ctx: &Context, head: &Header, index: u32) -> Option<(bool, bool)> {
+    let port = u16::from_be(ctx.key.destination_port) as u32;
+    let udp = ctx.key.protocol == UDP;
+    let owner = classify::entry16(env, ctx.generation, head.owners, owner_entry(index, udp, port / 8));
+    // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
+    // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up.
+    let owned = port != 0 && owner != Some(0) && !echo(ctx);
+    let frontend = entry::<E, Frontend>(env, ctx.generation, head.frontends, index)?;
+    // SAFETY: `entry` points into a page.
+    Some((owned, unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0))
+}
+
+/// ICMP queries of either family.
+#[inline(always)]
+fn echo(ctx: &Context) -> bool {
+    ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6
 }
 
 /// Is the source one that nothing from outside may have?

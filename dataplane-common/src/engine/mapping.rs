@@ -38,7 +38,8 @@ pub fn opened(settings: &Settings, class: u8, protocol: u8, now: u32) -> u32 {
 #[inline(always)]
 fn transitory(settings: &Settings, now: u32) -> u32 {
     let longer = |a: u32, b: u32| if a > b { a } else { b };
-    let span = longer(settings.tcp_half_open, longer(settings.tcp_fin, settings.tcp_reset));
+    let ended = longer(settings.tcp_transitory, longer(settings.tcp_fin, settings.tcp_reset));
+    let span = longer(settings.tcp_half_open, ended);
     now.wrapping_add(span).wrapping_add(2 * GRACE)
 }
 
@@ -52,6 +53,8 @@ pub enum Turn {
     Established = 1,
     /// A TCP connection is not established any more.
     Ended = 2,
+    /// A TCP connection that is not established begins to wait anew: opened once more, or ended for good.
+    Waits = 3,
 }
 
 /// Moves the deadline of the mapping behind a flow of this idle class. The context has the packet and its translation.
@@ -68,15 +71,33 @@ pub fn turned<F: Family, E: Env>(env: &E, ctx: &mut Context, idle_class: u8, tur
     let control = unsafe { &*control };
     let settings = forward::settings(control, ctx.generation);
     let Some((_, mapping)) = flow::find::<F, E>(env, control, F::claimed(ctx), ctx.now) else { return };
-    let until = if turn == Turn::Ended {
+    let until = if turn == Turn::Ended || turn == Turn::Waits {
         transitory(settings, ctx.now)
     } else {
         deadline(settings, idle_class, ctx.key.protocol, ctx.now)
     };
-    // SAFETY: `mapping` points into the table.
+    // SAFETY: `mapping` points into the table; its inside half is nobody else's for the grace after it was found alive.
     unsafe {
-        if turn == Turn::Lives || count(mapping, turn == Turn::Established) {
+        if turn == Turn::Waits {
+            prolong::<F, E>(env, (*mapping).peer, until);
+        } else if turn == Turn::Lives || count(mapping, turn == Turn::Established) {
             (*mapping).deadline = until;
+        }
+    }
+}
+
+/// Moves the deadline of the inside half in slot `inside`, but not back: others may wait over the same mapping.
+///
+/// # Safety
+/// The slot is the mapping's, and nobody else's meanwhile.
+#[inline(always)]
+unsafe fn prolong<F: Family, E: Env>(env: &E, inside: u32, until: u32) {
+    if let Some(half) = flow::record::<F, E>(env, inside) {
+        // SAFETY: `half` points into the table, and the caller vouches for whose it is.
+        unsafe {
+            if passed((*half).deadline, until) {
+                (*half).deadline = until;
+            }
         }
     }
 }
@@ -147,13 +168,7 @@ pub fn entered<F: Family, E: Env>(env: &E, ctx: &Context, settings: &Settings) {
     if env.dry_run() || ctx.search.slot >= NO_SLOT as u64 {
         return;
     }
-    if let Some(half) = flow::record::<F, E>(env, ctx.search.slot as u32) {
-        let until = opened(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
-        // SAFETY: `half` points into the table, and is the mapping's for the grace after it was found alive.
-        unsafe {
-            if passed((*half).deadline, until) {
-                (*half).deadline = until;
-            }
-        }
-    }
+    let until = opened(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
+    // SAFETY: the slot is the mapping's for the grace after it was found alive.
+    unsafe { prolong::<F, E>(env, ctx.search.slot as u32, until) };
 }

@@ -41,6 +41,11 @@ pub const TOOLS: [(&str, &str); 15] = [
     ("turnutils_natdiscovery", "coturn"),
 ];
 
+/// Debian starts a package's service as soon as it is installed, and at every boot. The lab starts its STUN servers itself, in
+/// namespaces; whoever had coturn before is not asked to install it. apt runs this after dpkg, perhaps more than once.
+const NO_STUN_SERVICE: &str =
+    "DPkg::Post-Invoke::=test ! -d /run/systemd/system || systemctl disable --quiet --now coturn.service || true";
+
 /// How commands for the whole machine are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -239,7 +244,8 @@ impl std::fmt::Display for CommandLine {
         for (name, value) in &self.environment {
             write!(f, "{name}={value} ")?;
         }
-        f.write_str(&self.words.join(" "))
+        let quoted = |word: &String| if word.contains(' ') { format!("'{word}'") } else { word.clone() };
+        f.write_str(&self.words.iter().map(quoted).collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -278,6 +284,11 @@ impl Step {
                      --locked --force"
                 )),
             },
+            Self::Tools(packages) if packages.contains(&"coturn") => {
+                let mut command = apt(install, packages);
+                command.words.extend(["-o".to_owned(), NO_STUN_SERVICE.to_owned()]);
+                command
+            }
             Self::Tools(packages) => apt(install, packages),
         }
     }
