@@ -43,8 +43,8 @@ pub const TOOLS: [(&str, &str); 15] = [
 
 /// Debian starts a package's service as soon as it is installed, and at every boot. The lab starts its STUN servers itself, in
 /// namespaces; whoever had coturn before is not asked to install it. apt runs this after dpkg, perhaps more than once.
-const NO_STUN_SERVICE: &str =
-    "DPkg::Post-Invoke::=test ! -d /run/systemd/system || systemctl disable --quiet --now coturn.service || true";
+const NO_STUN_SERVICE: &str = "DPkg::Post-Invoke::=test ! -d /run/systemd/system || \
+     systemctl disable --quiet --now coturn.service || true";
 
 /// How commands for the whole machine are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
