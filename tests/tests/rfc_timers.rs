@@ -83,6 +83,14 @@ impl Gateway {
         assert_eq!(self.says(socket, to, TcpFlags::ACK, [3, 102]), Some(port));
     }
 
+    /// How many ports ten new sockets find; is this one among them?
+    fn others(&mut self, first: u16, own: u16) -> (usize, bool) {
+        let mut taken: Vec<_> = (first..first + 10).filter_map(|socket| self.calls(socket, SERVER)).collect();
+        taken.sort_unstable();
+        taken.dedup();
+        (taken.len(), taken.contains(&own))
+    }
+
     /// How many of ten new sockets find a port.
     fn free(&mut self, first: u16) -> usize {
         (first..first + 10).filter(|socket| self.calls(*socket, SERVER).is_some()).count()
@@ -143,10 +151,7 @@ fn in_rfc_a_sockets_port_is_its_own_as_long_as_a_connection_lives_and_free_four_
     // One connection is left and silent: nobody else is given its port, and the socket still has it.
     for seconds in [250, 2000, 7000] {
         t.at(seconds);
-        let mut taken: Vec<_> = (6000..6010).filter_map(|n| t.calls(n + seconds as u16, SERVER)).collect();
-        taken.sort_unstable();
-        taken.dedup();
-        assert_eq!((taken.len(), taken.contains(&port)), (7, false), "{seconds} s");
+        assert_eq!(t.others(6000 + seconds as u16, port), (7, false), "{seconds} s");
     }
     assert_eq!(t.calls(5000, Ipv4Addr::new(198, 51, 100, 9)), Some(port));
     t.closes(5000, OTHER, port);
@@ -172,4 +177,48 @@ fn in_rfc_what_a_group_refuses_keeps_no_port_alive() {
     let gone = t.0.env.counted(Reason::NoFlow).packets;
     assert_eq!(denied + gone, 34);
     assert!(gone > 0, "the port is nobody's after five minutes and an eighth, whoever knocks");
+}
+
+#[test]
+fn in_rfc_a_simultaneous_open_is_an_established_connection_and_keeps_its_port() {
+    let mut t = Gateway::new("rfc");
+    let port = t.calls(5000, SERVER).unwrap();
+    assert!(t.hears(SERVER, port, TcpFlags::SYN, [100, 0]));
+    assert_eq!(t.says(5000, SERVER, TcpFlags::SYN_ACK, [1, 101]), Some(port));
+    assert!(t.hears(SERVER, port, TcpFlags::SYN_ACK, [100, 2]));
+    t.at(7000);
+    assert_eq!(t.others(6000, port), (7, false), "the eighth port has a connection");
+    assert!(t.hears(SERVER, port, TcpFlags::ACK, [101, 2]));
+    assert_eq!(t.calls(5000, OTHER), Some(port));
+}
+
+#[test]
+fn in_rfc_a_socket_keeps_its_port_over_a_connection_that_one_side_has_closed_for_long() {
+    let mut t = Gateway::new("rfc");
+    let port = t.connects(5000, SERVER);
+    assert!(t.hears(SERVER, port, TcpFlags { fin: true, ..TcpFlags::ACK }, [101, 2]));
+    assert_eq!(t.says(5000, SERVER, TcpFlags::ACK, [2, 102]), Some(port));
+    for seconds in (1000..=30_000).step_by(1000) {
+        t.at(seconds);
+        assert_eq!(t.says(5000, SERVER, TcpFlags::ACK, [2, 102]), Some(port), "{seconds} s");
+        assert!(t.hears(SERVER, port, TcpFlags::ACK, [102, 2]), "{seconds} s");
+    }
+    assert_eq!(t.others(6000, port), (7, false));
+    assert_eq!(t.calls(5000, OTHER), Some(port));
+}
+
+#[test]
+fn in_rfc_a_socket_keeps_its_port_for_a_connection_that_is_opened_anew_as_long_as_that_opens() {
+    let mut t = Gateway::new("rfc");
+    let port = t.connects(5000, SERVER);
+    t.closes(5000, SERVER, port);
+    t.at(230);
+    assert_eq!(t.says(5000, SERVER, TcpFlags::SYN, [500, 0]), Some(port));
+    t.at(460);
+    assert_eq!(t.others(6000, port), (7, false), "the eighth port has a connection that opens");
+    assert!(t.hears(SERVER, port, TcpFlags::SYN_ACK, [700, 501]));
+    assert_eq!(t.says(5000, SERVER, TcpFlags::ACK, [501, 701]), Some(port));
+    t.at(7460);
+    assert_eq!(t.others(7000, port), (7, false), "it is established");
+    assert!(t.hears(SERVER, port, TcpFlags::ACK, [701, 501]));
 }

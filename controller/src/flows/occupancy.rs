@@ -9,6 +9,7 @@ use portcullis_common::policy::UNIT_PORTS;
 
 use super::kill::IN_FLIGHT;
 use super::list::address;
+use super::ports::outside_ports;
 use crate::compile::LiveUnits;
 use crate::compile::ports::{TCP, UDP};
 use crate::datapath::{FlowTable, now_tick};
@@ -84,7 +85,8 @@ fn unit_of(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<Unit> {
         IpAddr::V4(address(record.key.destination))
     };
     let protocol = if record.key.protocol == UDP { UDP } else { TCP };
-    Some((public, protocol, u16::from_be(record.key.destination_port) / UNIT_PORTS as u16))
+    let [_, port] = outside_ports(record);
+    Some((public, protocol, u16::from_be(port) / UNIT_PORTS as u16))
 }
 
 #[cfg(test)]
