@@ -2,7 +2,7 @@
 //! a STUN server with two addresses how it is seen (RFC 5780).
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use portcullis_tests::edge::{Edge, HookCheck, WithHook, under_both};
@@ -144,7 +144,7 @@ fn in_rfc_connections_of_one_local_port_leave_under_one_public_port_at_which_oth
             met[0]
         };
         let outside = [mapped(guest), mapped(closed)];
-        assert_eq!(outside.map(|met| met.ip()), [FRONTEND.into(); 2], "{what}");
+        assert_eq!(outside.map(|met| met.ip()), [IpAddr::from(FRONTEND); 2], "{what}");
         let inside = [(guest, private(1, 1)), (closed, private(2, 2))];
         let _listening = inside.map(|(guest, address)| TcpEcho::start(guest, at(address, 5000)).unwrap());
 
