@@ -19,8 +19,8 @@ fn gateway(balancer: &str, snat: &str) -> HostBackend {
 virtualNetworks: [{{ name: lab, addressSpace: {{ addressPrefixes: [10.0.0.0/16] }}, subnets: [{{ name: web, addressPrefix: 10.0.1.0/24, networkSecurityGroup: closed }}] }}]
 networkSecurityGroups: [{{ name: closed, securityRules: [] }}]
 networkInterfaces:
-  - {{ name: vm1, device: vm1, macAddress: '02:00:00:00:00:01', ipConfigurations: [{{ subnet: web, privateIPAddress: 10.0.1.1 }}] }}
-  - {{ name: vm2, device: vm2, macAddress: '02:00:00:00:00:02', ipConfigurations: [{{ subnet: web, privateIPAddress: 10.0.1.2 }}] }}
+  - {{ name: vm1, device: vm1, macAddress: '02:00:00:00:00:01', ipConfigurations: [{{ subnet: web, privateIPAddress: 10.0.1.11 }}] }}
+  - {{ name: vm2, device: vm2, macAddress: '02:00:00:00:00:02', ipConfigurations: [{{ subnet: web, privateIPAddress: 10.0.1.12 }}] }}
 publicIPAddresses:
   - {{ name: one, ipAddress: 203.0.113.10, announce: proxy }}
   - {{ name: two, ipAddress: 203.0.113.11, announce: proxy }}
@@ -36,7 +36,7 @@ snat: {{ {snat} }}
 const ONE: &str = "frontendIPConfigurations: [{ name: one, publicIPAddress: one }], backendAddressPools: [{ name: a, backendIPConfigurations: [vm1] }]";
 
 fn craft(guest: u8, to: Ipv4Addr) -> Craft {
-    Craft::new([2, 0, 0, 0, 0, guest], Ipv4Addr::new(10, 0, 1, guest), GATEWAY, to)
+    Craft::new([2, 0, 0, 0, 0, guest], Ipv4Addr::new(10, 0, 1, 10 + guest), GATEWAY, to)
 }
 
 /// Under which address and port this packet of a guest's leaves, of a ping with its identifier as the port.
