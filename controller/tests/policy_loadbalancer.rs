@@ -186,6 +186,7 @@ fn the_profile_rfc_maps_by_socket_filters_by_groups_tells_every_refusal_and_has_
         tcp_half_open: 240,
         tcp_fin: 240,
         tcp_reset: 240,
+        tcp_transitory: 240,
         udp: 300,
         icmp: 60,
         other: 240,
