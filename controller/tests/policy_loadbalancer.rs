@@ -5,9 +5,9 @@ mod policy_support;
 use policy_support::balanced::*;
 use portcullis::policy;
 use portcullis::policy::network::{
-    Allocation, Announce, BackendPool, DefaultOutbound, Distribution, Frontend, FrontendUse, InboundNatRule,
-    LoadBalancer, LoadBalancingRule, NatTarget, OutboundRule, Probe, ProbeProtocol, PublicAddress, Refusal,
-    Snat, Timeouts, TransportProtocol,
+    Allocation, Announce, BackendPool, DefaultOutbound, Distribution, Filtering, Frontend, FrontendUse,
+    InboundNatRule, LoadBalancer, LoadBalancingRule, NatTarget, Network, OutboundRule, Probe, ProbeProtocol,
+    PublicAddress, Refusal, Snat, Timeouts, TransportProtocol,
 };
 
 #[test]
@@ -127,7 +127,7 @@ fn the_example_is_read_back_field_by_field() {
     assert_eq!(network.default_outbound, Some(default));
     let access: Vec<bool> = network.subnets.iter().map(|subnet| subnet.default_outbound).collect();
     assert_eq!(access, [false, false, true]);
-    let snat = Snat { refusal: Refusal::Icmp, drain_seconds: 3600, udp_hold_seconds: 0 };
+    let snat = Snat { refusal: Refusal::Icmp, ..Snat::default() };
     assert_eq!(network.snat, snat);
     assert_eq!(network.timeouts, Timeouts::default());
 }
@@ -167,6 +167,72 @@ fn every_other_word_and_default_is_read_too() {
         ("snat:\n  profile: azure\n  onExhaustion: icmp\n  drainMinutes: 60\n", ""),
     ]);
     assert_eq!((network.load_balancers[0].allocation, network.snat), (Allocation::Basic, Snat::default()));
+}
+
+#[test]
+fn the_profile_rfc_maps_by_socket_filters_by_groups_tells_every_refusal_and_has_the_rfcs_timers() {
+    let network = plain("snat: { profile: rfc }\n").unwrap();
+    let expected = Snat {
+        refusal: Refusal::Icmp,
+        drain_seconds: 3600,
+        udp_hold_seconds: 0,
+        tcp_port_per_socket: true,
+        filtering: Filtering::EndpointIndependent,
+        tell_every_refusal: true,
+    };
+    assert_eq!(network.snat, expected);
+    let timeouts = Timeouts {
+        tcp_established: 7440,
+        tcp_half_open: 240,
+        tcp_fin: 240,
+        tcp_reset: 240,
+        tcp_transitory: 240,
+        udp: 300,
+        icmp: 60,
+        other: 240,
+    };
+    assert_eq!(network.timeouts, timeouts);
+    let words = "snat: { profile: rfc, filtering: addressAndPort, onExhaustion: silent }\ntimeouts: { tcpFinSeconds: 20, udpSeconds: 120 }\n";
+    let network = plain(words).unwrap();
+    assert_eq!(
+        network.snat,
+        Snat { refusal: Refusal::Silent, filtering: Filtering::AddressAndPort, ..expected }
+    );
+    assert_eq!(network.timeouts, Timeouts { tcp_fin: 20, udp: 120, ..timeouts });
+    // By azure everything is as it was; filtering alone may be asked for.
+    let network = plain("snat: { filtering: endpointIndependent }\n").unwrap();
+    assert_eq!(network.snat, Snat { filtering: Filtering::EndpointIndependent, ..Snat::default() });
+}
+
+#[test]
+fn the_profile_rfc_allows_no_timer_that_the_rfcs_forbid() {
+    for (rest, about) in [
+        ("timeouts: { tcpEstablishedSeconds: 7439 }", "no `tcpEstablishedSeconds` below 7440"),
+        ("timeouts: { udpSeconds: 119 }", "no `udpSeconds` below 120"),
+        ("timeouts: { icmpSeconds: 59 }", "no `icmpSeconds` below 60"),
+        (
+            "loadBalancers: [{ name: lb, frontendIPConfigurations: [{ name: fe, publicIPAddress: pip }], backendAddressPools: [{ name: pool, backendIPConfigurations: [vm1] }], outboundRules: [{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All, idleTimeoutInMinutes: 120 }] }]",
+            "`idleTimeoutInMinutes` of loadBalancers/lb/outboundRules/out for less",
+        ),
+        ("defaultOutbound: { publicIPAddress: pip, idleTimeoutInMinutes: 4 }", "of defaultOutbound for less"),
+    ] {
+        let said = plain(&format!("snat: {{ profile: rfc }}\n{rest}\n")).unwrap_err();
+        assert!(said.contains(about), "{rest}: {said}");
+        plain(&format!("snat: {{ profile: azure }}\n{rest}\n")).unwrap();
+    }
+}
+
+/// One guest, one public address, and the rest.
+fn plain(rest: &str) -> Result<Network, String> {
+    let yaml = format!(
+        "virtualNetworks: [{{ name: lab, addressSpace: {{ addressPrefixes: [10.0.0.0/16] }}, subnets: [{{ name: web, addressPrefix: 10.0.1.0/24 }}] }}]
+networkInterfaces: [{{ name: vm1, device: vm1, ipConfigurations: [{{ subnet: web, privateIPAddress: 10.0.1.4 }}] }}]
+publicIPAddresses: [{{ name: pip, ipAddress: 203.0.113.10, announce: proxy }}]
+uplinks: [{{ device: up }}]
+{rest}"
+    );
+    let loaded = policy::parse("policy.yaml", &yaml).map_err(|found| found.to_string())?;
+    Ok(loaded.network)
 }
 
 #[test]

@@ -106,6 +106,10 @@ pub trait Env: Sized {
     fn insert(&self, ctx: &mut Context) -> Taken;
     /// The same of `ctx.claim6` into the table for IPv6.
     fn insert6(&self, ctx: &mut Context) -> Taken;
+    /// [`crate::engine::mapping::turned`] of a flow of this idle class that goes on: in the kernel a function for the same reason.
+    fn extend_mapping(&self, ctx: &mut Context, idle_class: u8);
+    /// The same of an IPv6 packet.
+    fn extend_mapping6(&self, ctx: &mut Context, idle_class: u8);
     /// [`crate::engine::tcp::turn`] of the flow with this slot, whose control word was `before`; a function of its own for the
     /// same reason, and because hardly a packet needs it.
     fn tcp_turn(&self, ctx: &mut Context, index: u32, before: Ctl);

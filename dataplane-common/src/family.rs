@@ -8,7 +8,6 @@ use crate::layout::{
     Bucket, Bucket6, Control, FlowKey, FlowKey6, HalfRecord, HalfRecord6, KIND_MAPPING, NextHop, WORLD,
 };
 use crate::packet::Packet;
-use crate::packet::headers::TCP;
 use crate::packet::icmp::{self, Quote};
 use crate::packet::rewrite::Tuple;
 use crate::policy::{Endpoint, Frontend};
@@ -46,8 +45,8 @@ pub trait Family: Copy {
     fn quote<P: Packet>(packet: &P, ctx: &mut Context) -> Result<Quote, Reason>;
     /// Leaves of a key what tells clients apart without their ports.
     fn only_addresses(key: &mut Self::Key, protocol: u8);
-    /// What refusals are remembered by: the guest, and of TCP the destination.
-    fn refusal(ctx: &Context, seed: &[u64; 2]) -> FlowKey;
+    /// What refusals are remembered by: the guest, and the destination where ports are shared between destinations.
+    fn refusal(ctx: &Context, seed: &[u64; 2], by_destination: bool) -> FlowKey;
 
     /// The packet keeps its addresses and ports.
     fn keep(ctx: &mut Context);
@@ -105,6 +104,7 @@ pub trait Family: Copy {
     fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
     /// [`flow::insert`] of the claim.
     fn insert<E: Env>(env: &E, ctx: &mut Context, grace: Grace) -> flow::Taken;
+    fn extend_mapping<E: Env>(env: &E, ctx: &mut Context, idle_class: u8);
     fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl);
 }
 
@@ -186,9 +186,9 @@ impl Family for V4 {
         key.protocol = protocol;
     }
     #[inline(always)]
-    fn refusal(ctx: &Context, _seed: &[u64; 2]) -> FlowKey {
+    fn refusal(ctx: &Context, _seed: &[u64; 2], by_destination: bool) -> FlowKey {
         let (destination, destination_port) =
-            if ctx.key.protocol == TCP { (ctx.key.destination, ctx.key.destination_port) } else { (0, 0) };
+            if by_destination { (ctx.key.destination, ctx.key.destination_port) } else { (0, 0) };
         FlowKey { destination, destination_port, source_port: 0, ..ctx.key }
     }
     #[inline(always)]
@@ -315,6 +315,10 @@ impl Family for V4 {
         env.insert(ctx)
     }
     #[inline(always)]
+    fn extend_mapping<E: Env>(env: &E, ctx: &mut Context, idle_class: u8) {
+        env.extend_mapping(ctx, idle_class);
+    }
+    #[inline(always)]
     fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {
         env.tcp_turn(ctx, index, before);
     }
@@ -406,10 +410,10 @@ impl Family for V6 {
     }
     /// The addresses' hash stands for them: 64 bits that nobody outside can choose.
     #[inline(always)]
-    fn refusal(ctx: &Context, seed: &[u64; 2]) -> FlowKey {
+    fn refusal(ctx: &Context, seed: &[u64; 2], by_destination: bool) -> FlowKey {
         let mut key = ctx.key6;
-        key.key = V4::refusal(ctx, seed);
-        if ctx.key.protocol != TCP {
+        key.key = V4::refusal(ctx, seed, by_destination);
+        if !by_destination {
             key.destination = [0; 4];
         }
         let hash = Self::hash(&key, seed);
@@ -568,6 +572,10 @@ impl Family for V6 {
     fn insert<E: Env>(env: &E, ctx: &mut Context, grace: Grace) -> flow::Taken {
         ctx.grace_waived = (grace == Grace::Waived) as u8;
         env.insert6(ctx)
+    }
+    #[inline(always)]
+    fn extend_mapping<E: Env>(env: &E, ctx: &mut Context, idle_class: u8) {
+        env.extend_mapping6(ctx, idle_class);
     }
     #[inline(always)]
     fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {

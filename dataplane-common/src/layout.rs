@@ -57,8 +57,19 @@ pub struct Settings {
     pub udp_hold: u32,
     /// Ticks after a RST that may be anybody's, if nobody speaks any more.
     pub tcp_transitory: u32,
+    /// `NAT_*` bits: in what the profile `rfc` differs from `azure`.
+    pub nat: u32,
+    pub pad: [u32; 3],
     pub services: [Service; 16],
 }
+
+/// A TCP port belongs to one inside socket, whatever its destinations (RFC 5382 REQ-1 and REQ-7), as those of UDP and echo
+/// always do.
+pub const NAT_TCP_BY_SOCKET: u32 = 1;
+/// What arrives at a socket's port from anybody is judged by its guest's groups as a new flow (RFC 4787 REQ-8).
+pub const NAT_FILTER_BY_GROUPS: u32 = 2;
+/// Guests are told of every flow that is refused, not only for want of a port (RFC 5508 REQ-8).
+pub const NAT_TELL: u32 = 4;
 
 /// Silence.
 pub const REFUSAL_SILENT: u32 = 0;
@@ -218,7 +229,8 @@ pub struct FlowKey {
 }
 
 pub const KIND_FLOW: u8 = 0;
-/// A UDP or ICMP port taken by one inside socket; both directions of it are records of this kind.
+/// A port that one inside socket has towards everybody (UDP, echo; TCP with [`NAT_TCP_BY_SOCKET`]); both directions of it are
+/// records of this kind.
 pub const KIND_MAPPING: u8 = 1;
 /// A flow of ICMP messages without an identifier: a kind of its own, so that none is taken for an echo with identifier 0.
 pub const KIND_PORTLESS: u8 = 2;
@@ -424,8 +436,8 @@ const _: () = {
         core::mem::offset_of!(NextHop, mac).is_multiple_of(2)
             && core::mem::offset_of!(NextHop, source_mac).is_multiple_of(2)
     );
-    assert!(size_of::<Settings>() == 112 + 128);
-    assert!(size_of::<Control>() == 32 + 2 * 240);
+    assert!(size_of::<Settings>() == 128 + 128);
+    assert!(size_of::<Control>() == 32 + 2 * 256);
     // Next hops fit the twelve bits that a half-record has for each.
     assert!(NEXT_HOP_SLOTS == 1 << 12);
     assert!(size_of::<Event>() == 72);

@@ -14,7 +14,6 @@ use crate::family::Family;
 use crate::flow::{Grace, Taken};
 use crate::layout::WORLD;
 use crate::opaque::opaque;
-use crate::packet::headers::TCP;
 use crate::policy::{Alloc, Frontend, Header, Segment, UNIT_PORTS};
 
 /// Candidates one packet may try. Whoever owns more goes on where this packet stopped with the next one.
@@ -101,8 +100,8 @@ pub const fn candidate(search: &Search, i: u32) -> u32 {
     modulo(search.start as u64 + i as u64 * search.stride as u64, search.ports)
 }
 
-/// Begins a search for the packet's flow among the candidates from `skipped` to below `limit`. TCP ports are chosen by the whole
-/// tuple, UDP and echo by the inside socket.
+/// Begins a search for the packet's flow among the candidates from `skipped` to below `limit`. A port of one's own is chosen by
+/// the inside socket, one that is shared between destinations by the whole tuple.
 #[inline(always)]
 pub fn begin<F: Family>(
     ctx: &mut Context,
@@ -112,7 +111,7 @@ pub fn begin<F: Family>(
     skipped: u32,
     limit: u32,
 ) {
-    if ctx.key.protocol == TCP {
+    if ctx.mapped == 0 {
         F::claim_own(ctx);
     } else {
         F::claim_inside(ctx);
@@ -189,7 +188,7 @@ impl<F: Family, E: Env> Step<E> for TryPort<F> {
         F::set_new_source(ctx, address);
         ctx.new.source_port = port;
         // The claim is the key of the answers (ADR 0001), or of the mapping's outer side.
-        if ctx.key.protocol == TCP {
+        if ctx.mapped == 0 {
             F::claim_answer(ctx, WORLD);
         } else {
             F::claim_outside(ctx, address, port);

@@ -6,6 +6,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use portcullis_common::atomic;
 use portcullis_common::clock::TICK_SHIFT;
+use portcullis_common::engine::mapping::{self, Turn};
 use portcullis_common::engine::{self, Context};
 use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{V4, V6};
@@ -55,6 +56,26 @@ pub extern "C" fn pc_insert6(slot: u32) -> u64 {
     }
 }
 
+/// Keeps the mapping behind the flow of the packet in `slot`. A global function for the same reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_extend_mapping(slot: u32, idle_class: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    mapping::turned::<V4, _>(&Maps::<0>, unsafe { &mut *ctx }, idle_class as u8, Turn::Lives);
+    1
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_extend_mapping6(slot: u32, idle_class: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    mapping::turned::<V6, _>(&Maps::<0>, unsafe { &mut *ctx }, idle_class as u8, Turn::Lives);
+    1
+}
+
 /// [`reassembly::recall`], verified once.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -81,7 +102,7 @@ pub extern "C" fn pc_remember(slot: u32) -> u32 {
 pub extern "C" fn pc_tcp_turn(slot: u32, index: u32, before: u64) -> u32 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
     // SAFETY: see `scratch`; the caller waits.
-    engine::tcp::turn::<V4, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
+    engine::tcp::turn::<V4, _>(&Maps::<0>, unsafe { &mut *ctx }, index, Ctl(before));
     1
 }
 
@@ -91,7 +112,7 @@ pub extern "C" fn pc_tcp_turn(slot: u32, index: u32, before: u64) -> u32 {
 pub extern "C" fn pc_tcp_turn6(slot: u32, index: u32, before: u64) -> u32 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
     // SAFETY: see `scratch`; the caller waits.
-    engine::tcp::turn::<V6, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
+    engine::tcp::turn::<V6, _>(&Maps::<0>, unsafe { &mut *ctx }, index, Ctl(before));
     1
 }
 
@@ -344,6 +365,14 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn insert6(&self, _ctx: &mut Context) -> Taken {
         Taken(pc_insert6(SLOT))
+    }
+    #[inline(always)]
+    fn extend_mapping(&self, _ctx: &mut Context, idle_class: u8) {
+        pc_extend_mapping(SLOT, idle_class as u32);
+    }
+    #[inline(always)]
+    fn extend_mapping6(&self, _ctx: &mut Context, idle_class: u8) {
+        pc_extend_mapping6(SLOT, idle_class as u32);
     }
     #[inline(always)]
     fn tcp_turn(&self, _ctx: &mut Context, index: u32, before: Ctl) {

@@ -257,6 +257,69 @@ fn flows(env: &HostEnv) -> (Vec<Bucket>, Vec<Bucket6>) {
 }
 
 #[test]
+fn an_error_whose_checksum_or_whose_quotes_is_wrong_arrives_no_less_wrong() {
+    everywhere(|t| {
+        for f in Family::both() {
+            let (_, public, private) = opened(t, f, What::Udp);
+            let (frame, expected) = arrives(f, &public, &private, public.len());
+            let icmp = 14 + f.header();
+            let wrong = |mut frame: Vec<u8>, message: usize| {
+                // Never the other representation of the same sum.
+                frame[message + 2] ^= 0x55;
+                frame
+            };
+            let wrong_sum = wrong(frame.clone(), icmp);
+            let arrived = t.out("a wrong sum", WORLD, &wrong_sum, (Forwarded, &[]));
+            assert!(!Frame::parse(arrived.clone()).checksums_ok());
+            assert_eq!(arrived[..icmp + 2], expected[..icmp + 2]);
+            assert_eq!(arrived[icmp + 4..], expected[icmp + 4..]);
+            if f.v6() {
+                continue; // its header has no sum
+            }
+            // The quoted header's sum is wrong, that of the error right.
+            let mut quote = public[14..].to_vec();
+            quote[10] ^= 0x55;
+            let message = f.kind(Error::TooBig);
+            let lies = error(WORLD, f.router, f.frontend, message, &quote);
+            let arrived = t.out("a wrong sum in the quote", WORLD, &lies, (Forwarded, &[]));
+            let mut header = arrived[icmp + 8..icmp + 28].to_vec();
+            let said = [header[10], header[11]];
+            fix_header(&mut header, 0);
+            assert_ne!([header[10], header[11]], said, "the quote's sum is still wrong");
+            assert_eq!(header, private[14..34], "and nothing else of it");
+            assert!(Frame::parse(arrived).checksums_ok(), "the error's is still right");
+        }
+    });
+}
+
+#[test]
+fn an_error_about_a_query_refreshes_and_ends_nothing() {
+    let mut backend = HostBackend::new(POLICY).unwrap();
+    let mut made = Vec::new();
+    {
+        let mut t = Table(Ledger::new(&mut backend));
+        for f in Family::both() {
+            let query = packet(guest(1), What::Echo, at(f.vm1, 77), at(f.server, 0));
+            let public = t.out("opens", guest(1), &query, (NewFlow, &[]));
+            for kind in [Error::PortUnreachable, Error::TooBig, Error::TimeExceeded] {
+                made.push(error(WORLD, f.router, f.frontend, f.kind(kind), &public[14..]));
+            }
+        }
+    }
+    let before = flows(&backend.env);
+    let ifindex = backend.gateway().devices["up"].ifindex;
+    for (tick, frame) in (1010..).zip(&made) {
+        backend.env.set_now(tick);
+        let (verdict, ..) = backend.env.packet(frame, ifindex, Hook::Tc, false);
+        assert!(matches!(verdict, Verdict::Redirect(_)), "{verdict:?} {:?}", Frame::parse(frame.clone()));
+    }
+    assert!(
+        flows(&backend.env) == before,
+        "no deadline and no count moved, of the flow and of its identifier"
+    );
+}
+
+#[test]
 fn an_error_refreshes_nothing_and_ends_nothing_whoever_sends_it() {
     let mut backend = HostBackend::new(POLICY).unwrap();
     let mut made = Vec::new();

@@ -92,6 +92,18 @@ fn who_sent_what_has_no_time_left_is_told_by_the_address_it_knows() {
 }
 
 #[test]
+fn nobody_is_told_of_a_later_fragment() {
+    everywhere(|t| {
+        let f = Family::both()[0];
+        let whole = packet(guest(1), What::Udp, at(f.vm1, 5000), at(f.server, 53));
+        let parts = Craft::fragments(&whole, 8);
+        assert!(parts.len() > 1);
+        t.out("the first", guest(1), &parts[0], (NewFlow, &[]));
+        t.drops("a later one without time left", guest(1), &with_ttl(&parts[1], 1), TtlExpired);
+    });
+}
+
+#[test]
 fn what_has_no_time_left_opens_no_flow_and_takes_no_port() {
     everywhere(|t| {
         for f in Family::both() {

@@ -6,6 +6,7 @@
 
 pub mod ebpf;
 pub mod elf_lint;
+pub mod evidence;
 pub mod linker;
 pub mod toolchain;
 

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, whatever package it is in, and one total.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
@@ -8,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use xtask::{evidence, workspace_root};
 
 use crate::{
     artifacts::{self, Artifact},
@@ -36,6 +38,7 @@ pub enum Suite {
 pub struct Outcome {
     pub tally: Tally,
     pub failures: Vec<String>,
+    pub passed: Vec<String>,
 }
 
 /// Builds and runs the tests whose names contain `name`, all without one, or only lists them.
@@ -61,13 +64,26 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
 
     let mut total = Tally::default();
     let mut failures = Vec::new();
+    let mut passed = BTreeSet::new();
     for suite in &suites {
         println!("\n=== {}", suite.label());
         let outcome = suite.run(name)?;
         total += &outcome.tally;
+        passed.extend(outcome.passed);
         failures.extend(outcome.failures.into_iter().map(|failure| format!("{}: {failure}", suite.label())));
     }
-    conclude(&total, &failures)
+    let ended = conclude(&total, &failures);
+    // Of some tests alone nothing follows for the documents.
+    let unshown = match name {
+        Some(_) => Vec::new(),
+        None => evidence::unshown(&evidence::named(&workspace_root())?, &passed),
+    };
+    unshown.iter().for_each(|line| println!("{line}"));
+    ended?;
+    if !unshown.is_empty() {
+        bail!("the documents name tests that did not pass; run them, or correct the documents");
+    }
+    Ok(())
 }
 
 /// Builds everything that tests need, and returns every test binary in the order in which they are run.
@@ -205,6 +221,11 @@ impl Suite {
     }
 
     fn run(&self, name: Option<&str>) -> anyhow::Result<Outcome> {
+        let listed = match self {
+            Self::Binary(_) => self.list(name.as_slice())?,
+            // Examples, which no document names.
+            Self::Documentation => Vec::new(),
+        };
         let mut command = self.command(true)?;
         command.args(name).stdin(Stdio::null()).stdout(Stdio::piped());
         let results = match self {
@@ -226,7 +247,8 @@ impl Suite {
             terminal.flush()?;
             reader.bytes(bytes, &mut line);
         }
-        Ok(judge(reader, &String::from_utf8_lossy(&line), child.wait()?))
+        let passed = reader.passed(listed.iter().map(String::as_str));
+        Ok(Outcome { passed, ..judge(reader, &String::from_utf8_lossy(&line), child.wait()?) })
     }
 }
 
@@ -247,7 +269,7 @@ pub fn judge(reader: Reader, unfinished: &str, status: ExitStatus) -> Outcome {
         tally.failed += 1;
         failures.push(died);
     }
-    Outcome { tally, failures }
+    Outcome { tally, failures, passed: Vec::new() }
 }
 
 #[cfg(test)]

@@ -56,11 +56,19 @@ pub struct Reader {
     listed: Vec<String>,
     in_list: bool,
     failures: Vec<String>,
+    ignored: Vec<String>,
 }
 
 impl Reader {
     pub fn new(results: Results) -> Self {
-        Self { results, tally: None, listed: Vec::new(), in_list: false, failures: Vec::new() }
+        Self {
+            results,
+            tally: None,
+            listed: Vec::new(),
+            in_list: false,
+            failures: Vec::new(),
+            ignored: Vec::new(),
+        }
     }
 
     /// Reads a piece of output, which need not end with a line; `line` is the one that has begun.
@@ -94,7 +102,21 @@ impl Reader {
             && let Some(name) = line.strip_prefix("    ")
         {
             self.listed.push(name.to_owned());
+        } else if let Some((name, result)) =
+            line.strip_prefix("test ").and_then(|line| line.split_once(" ... "))
+            && result.starts_with("ignored")
+        {
+            self.ignored.push(name.to_owned());
         }
+    }
+
+    /// Those of these tests, which are all that were run, that passed: none if the run ended without a result. "ok" is not
+    /// looked for: what programs that a test starts write may stand between its name and that.
+    pub fn passed<'t>(&self, all: impl Iterator<Item = &'t str>) -> Vec<String> {
+        let left_out =
+            |name: &str| [&self.failures, &self.ignored].iter().any(|list| list.iter().any(|n| n == name));
+        let ended = self.tally.is_some();
+        all.filter(|name| ended && !left_out(name)).map(str::to_owned).collect()
     }
 
     /// The counts, or `None` if the run ended without a result, and the failed tests' names.
@@ -161,6 +183,30 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
         assert_eq!(read(Results::Last, output).0, Some(Tally { passed: 1, failed: 0, skipped: 0 }));
         assert_eq!(read(Results::All, output).0, Some(Tally { passed: 501, failed: 0, skipped: 0 }));
+    }
+
+    #[test]
+    fn passed_are_all_tests_but_the_failed_and_the_ignored_and_none_of_a_run_that_broke_off() {
+        let output = "\
+test a ... something that a program wrote
+ok
+test b::c ... FAILED
+test d ... ignored, needs a network
+
+failures:
+
+failures:
+    b::c
+
+test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+        let all = ["a", "b::c", "d"];
+        let mut reader = Reader::new(Results::Last);
+        output.lines().for_each(|line| reader.line(line));
+        assert_eq!(reader.passed(all.into_iter()), ["a"]);
+        let mut reader = Reader::new(Results::Last);
+        output.lines().take(3).for_each(|line| reader.line(line));
+        assert!(reader.passed(all.into_iter()).is_empty());
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use portcullis_common::clock::ticks;
 use portcullis_common::layout::{
-    HOST_DHCP, HOST_DNS, HOST_ECHO, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, REFUSAL_ICMP, REFUSAL_RESET,
-    REFUSAL_SILENT, Service, Settings,
+    HOST_DHCP, HOST_DNS, HOST_ECHO, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NAT_FILTER_BY_GROUPS,
+    NAT_TCP_BY_SOCKET, NAT_TELL, REFUSAL_ICMP, REFUSAL_RESET, REFUSAL_SILENT, Service, Settings,
 };
 
 use super::error::CompileError;
 use super::registry::Registry;
-use crate::policy::network::{Network, OnRuleChange, Refusal, TransportProtocol};
+use crate::policy::network::{Filtering, Network, OnRuleChange, Refusal, TransportProtocol};
 
 /// Sampled events per tick and CPU: enough to see what is happening, too few to slow a flood down further.
 const EVENT_RATE: u32 = 8;
@@ -49,6 +49,18 @@ pub(super) fn settings(
         }
     }
 
+    let snat = &network.snat;
+    let mut nat = 0;
+    for (on, bit) in [
+        (snat.tcp_port_per_socket, NAT_TCP_BY_SOCKET),
+        (snat.filtering == Filtering::EndpointIndependent, NAT_FILTER_BY_GROUPS),
+        (snat.tell_every_refusal, NAT_TELL),
+    ] {
+        if on {
+            nat |= bit;
+        }
+    }
+
     let mut services = Vec::new();
     for &(protocol, first, last) in &access.services {
         let protocols: &[u16] = match protocol {
@@ -83,14 +95,16 @@ pub(super) fn settings(
             OnRuleChange::Keep => 0,
             OnRuleChange::Reevaluate => REEVALUATE,
         },
-        refusal: match network.snat.refusal {
+        refusal: match snat.refusal {
             Refusal::Silent => REFUSAL_SILENT,
             Refusal::Icmp => REFUSAL_ICMP,
             Refusal::Reset => REFUSAL_RESET,
         },
         answers: ANSWERS,
-        udp_hold: if network.snat.udp_hold_seconds == 0 { 0 } else { ticks(network.snat.udp_hold_seconds) },
+        udp_hold: if snat.udp_hold_seconds == 0 { 0 } else { ticks(snat.udp_hold_seconds) },
         tcp_transitory: ticks(t.tcp_transitory),
+        nat,
+        pad: [0; 3],
         services: table,
     })
 }

@@ -16,7 +16,7 @@ use crate::compile::LiveUnits;
 use crate::compile::ports::{MoveKind, moves};
 use crate::flows::allocations::port_ranges;
 use crate::policy::Loaded;
-use crate::policy::network::OnRuleChange;
+use crate::policy::network::{OnRuleChange, Snat};
 
 /// What would change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,10 @@ pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, li
             "onRuleChange is reevaluate: live flows are judged again, and those that are denied then end"
                 .to_owned()
         });
+    let tcp = plan.compiled.outbound.iter().zip(&plan.compiled.members).filter_map(|(of, guest)| {
+        of.allocations[ALLOC_TCP].as_ref().map(|allocation| (allocation.ports, guest.as_str()))
+    });
+    let fewer = by_socket(&in_force.loaded.network.snat, &loaded.network.snat, tcp);
     Preview {
         file: file.display().to_string(),
         changes: !things.is_empty() || !ports.is_empty(),
@@ -131,9 +135,21 @@ pub fn preview(file: &Path, in_force: &InForce, loaded: &Loaded, plan: &Plan, li
         owed: owed(plan),
         drain_seconds: loaded.network.snat.drain_seconds,
         flows_cut_now: 0,
-        warnings: plan.compiled.warnings.iter().map(ToString::to_string).chain(again).collect(),
+        warnings: plan.compiled.warnings.iter().map(ToString::to_string).chain(again).chain(fewer).collect(),
         findings: loaded.warnings.render(false),
     }
+}
+
+/// What a change to one TCP port for each socket costs those who have so many ports: the same number is far less.
+fn by_socket<'g>(before: &Snat, after: &Snat, tcp: impl Iterator<Item = (u32, &'g str)>) -> Option<String> {
+    if before.tcp_port_per_socket || !after.tcp_port_per_socket {
+        return None;
+    }
+    let (ports, guest) = tcp.min()?;
+    Some(format!(
+        "with `profile: rfc` a TCP port is one socket's towards everybody: {guest}, who has the fewest, can have {ports} sockets \
+         connected in all, and no longer {ports} to each destination; connections that are open go on"
+    ))
 }
 
 fn owed(plan: &Plan) -> Vec<Owed> {
@@ -246,6 +262,17 @@ fn ranges(all: &[(u16, u16)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_the_fewest_ports_is_named_where_a_port_becomes_one_sockets() {
+        let (azure, rfc) = (Snat::default(), Snat { tcp_port_per_socket: true, ..Snat::default() });
+        let guests = || [(128, "vm1"), (64, "vm2")].into_iter();
+        let said = by_socket(&azure, &rfc, guests()).unwrap();
+        assert!(said.contains("vm2, who has the fewest, can have 64 sockets"), "{said}");
+        assert_eq!(by_socket(&rfc, &rfc, guests()), None);
+        assert_eq!(by_socket(&rfc, &azure, guests()), None);
+        assert_eq!(by_socket(&azure, &rfc, [].into_iter()), None);
+    }
 
     fn policy(rule: &str, extra: &str) -> Inventory {
         let path = std::env::temp_dir().join(format!(

@@ -46,7 +46,7 @@ pub struct WayOut {
 /// A guest's ports towards a destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortsLeft {
-    /// TCP: the destination, since a port serves many of them.
+    /// The destination, where a port serves many of them: of TCP, but by the profile `rfc`.
     pub towards: Option<String>,
     pub taken: u32,
     pub of: u32,
@@ -88,11 +88,11 @@ pub fn way_out(shared: &Shared, in_force: &InForce, ends: &Ends<'_>, context: &C
         not_taken.extend(others.map(|way| format!("{}: not taken, {why}", way.text())));
     }
     let ports = which.filter(|_| context.way == WAY_SNAT && taken.is_some()).map(|which| {
-        let to = SocketAddr::new(ends.destination, ends.destination_port);
+        let by_destination = which == ALLOC_TCP && !in_force.loaded.network.snat.tcp_port_per_socket;
+        let to = by_destination.then(|| SocketAddr::new(ends.destination, ends.destination_port));
         let used = PortUse::look(shared.flow_tables());
         let [taken, of] = snat::towards(guest, &Allocations::of(in_force), &used, which, to);
-        let towards = (which == ALLOC_TCP).then(|| end(to.ip(), to.port()));
-        PortsLeft { towards, taken, of }
+        PortsLeft { towards: to.map(|to| end(to.ip(), to.port())), taken, of }
     });
     let exhausted = ports.as_ref().is_some_and(PortsLeft::exhausted);
     let mut way = WayOut {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
+use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT};
 use portcullis_common::layout::{HalfRecord, KIND_MAPPING, WORLD};
 use portcullis_common::policy::UNIT_PORTS;
 
 use super::kill::IN_FLIGHT;
 use super::list::address;
+use super::ports::outside_ports;
 use crate::compile::LiveUnits;
 use crate::compile::ports::{TCP, UDP};
 use crate::datapath::{FlowTable, now_tick};
@@ -62,7 +63,8 @@ pub fn end_on(tables: [&FlowTable; 2], units: &HashSet<Unit>) -> usize {
     flows + end(false)
 }
 
-/// Half-records by which a public port is taken: the reverse half of a flow, the outer one of a mapping.
+/// Half-records by which a public port is taken: the answers' half of a flow, that of the strangers who came in over a mapping,
+/// the outer one of a mapping.
 fn claims(tables: [&FlowTable; 2]) -> impl Iterator<Item = (&FlowTable, u32, HalfRecord)> {
     let all =
         tables.into_iter().flat_map(|table| table.iter().map(move |(slot, record)| (table, slot, record)));
@@ -71,7 +73,8 @@ fn claims(tables: [&FlowTable; 2]) -> impl Iterator<Item = (&FlowTable, u32, Hal
 
 fn is_claim(record: &HalfRecord) -> bool {
     let flags = Ctl(record.ctl).flags();
-    flags & FLAG_SNAT != 0 && flags & FLAG_FORWARD == 0 && record.key.network == WORLD
+    let (out, opens) = (flags & FLAG_SNAT != 0, flags & FLAG_FORWARD != 0);
+    record.key.network == WORLD && (out != opens) && (out || flags & FLAG_MAPPED != 0)
 }
 
 /// The unit a claim stands on; `None` if its slot has begun another life.
@@ -82,7 +85,8 @@ fn unit_of(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<Unit> {
         IpAddr::V4(address(record.key.destination))
     };
     let protocol = if record.key.protocol == UDP { UDP } else { TCP };
-    Some((public, protocol, u16::from_be(record.key.destination_port) / UNIT_PORTS as u16))
+    let [_, port] = outside_ports(record);
+    Some((public, protocol, u16::from_be(port) / UNIT_PORTS as u16))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT};
+use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_SNAT};
 use portcullis_common::layout::{HalfRecord, KIND_FLOW, KIND_MAPPING, WORLD};
 use portcullis_common::tcp_state::{self, State};
 
@@ -48,7 +48,7 @@ pub struct PortUse {
 /// What a half-record says about a public port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Says {
-    /// The answers' half of a flow under that port.
+    /// The half of a flow under that port that the world sees.
     Flow { hop: u16, ended: bool },
     /// The port is an inside socket's, whatever flows it has.
     Socket { hop: u16 },
@@ -56,7 +56,10 @@ enum Says {
 
 fn says(record: &HalfRecord) -> Option<Says> {
     let ctl = Ctl(record.ctl);
-    if ctl.flags() & FLAG_SNAT == 0 || ctl.flags() & FLAG_FORWARD != 0 || record.key.network != WORLD {
+    // Of a guest's flows the answers' half, of those that strangers opened over a mapping the strangers'.
+    let (out, opens) = (ctl.flags() & FLAG_SNAT != 0, ctl.flags() & FLAG_FORWARD != 0);
+    let claims = out != opens && (out || ctl.flags() & FLAG_MAPPED != 0);
+    if !claims || record.key.network != WORLD {
         return None;
     }
     if record.key.kind == KIND_MAPPING {
@@ -64,7 +67,7 @@ fn says(record: &HalfRecord) -> Option<Says> {
     }
     let tcp = record.key.protocol == 6;
     let ended = tcp && matches!(tcp_state::state(ctl.tcp()), State::Closed | State::Reset);
-    // Answers go to the guest.
+    // Either goes to the guest.
     Some(Says::Flow { hop: record.next_hop(), ended })
 }
 
@@ -82,7 +85,8 @@ impl PortUse {
             for (slot, record) in table.iter() {
                 if opens(&record) {
                     found.flows[flows] += u64::from(table.is_alive(&record, now));
-                } else if let Some(says) = says(&record)
+                }
+                if let Some(says) = says(&record)
                     && table.is_alive(&record, now)
                     && let Some([remote, public]) = outside(table, slot, &record)
                 {
@@ -138,7 +142,16 @@ fn outside(table: &FlowTable, slot: u32, record: &HalfRecord) -> Option<[SocketA
         [key.source, key.destination].map(|a| IpAddr::V4(address(a)))
     };
     let at = |address: IpAddr, port: u16| SocketAddr::new(address, u16::from_be(port));
-    Some([at(source, key.source_port), at(destination, key.destination_port)])
+    let [remote, public] = outside_ports(record);
+    Some([at(source, remote), at(destination, public)])
+}
+
+/// Ports of a record seen in the world: who it comes from, and the public one. A ping has one identifier, which stands where
+/// whoever asks has his port.
+pub(super) fn outside_ports(record: &HalfRecord) -> [u16; 2] {
+    let (source, destination) = (record.key.source_port, record.key.destination_port);
+    let asks = matches!(record.key.protocol, 1 | 58) && opens(record);
+    if asks { [destination, source] } else { [source, destination] }
 }
 
 #[cfg(test)]
@@ -168,7 +181,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_the_answers_half_and_the_outer_mapping_tell_of_a_port() {
+    fn what_the_world_sees_of_a_flow_and_the_outer_mapping_tell_of_a_port() {
         let record = |protocol, kind, network, flags| HalfRecord {
             key: FlowKey { protocol, kind, network, ..FlowKey::default() },
             ctl: Ctl::new(1, LIVE, 0, 0, flags).0,
@@ -180,11 +193,27 @@ pub(crate) mod tests {
         assert_eq!(says(&record(6, KIND_FLOW, 1, FLAG_SNAT | FLAG_FORWARD)), None);
         assert_eq!(says(&record(17, KIND_MAPPING, 1, FLAG_SNAT | FLAG_FORWARD)), None);
         assert_eq!(says(&record(6, KIND_FLOW, WORLD, 0)), None, "an instance-level address needs no port");
+        let stranger = record(6, KIND_FLOW, WORLD, FLAG_MAPPED | FLAG_FORWARD);
+        assert_eq!(says(&stranger), Some(Says::Flow { hop: 7, ended: false }));
+        assert_eq!(says(&record(6, KIND_FLOW, WORLD, FLAG_FORWARD)), None, "a listener's is no SNAT port");
+        assert_eq!(says(&record(6, KIND_FLOW, 1, FLAG_MAPPED)), None, "what answers the stranger");
         let ended = HalfRecord {
             ctl: Ctl::new(1, LIVE, tcp_state::RESET, 0, FLAG_SNAT).0,
             ..record(6, KIND_FLOW, WORLD, FLAG_SNAT)
         };
         assert_eq!(says(&ended), Some(Says::Flow { hop: 7, ended: true }));
+    }
+
+    #[test]
+    fn the_identifier_of_a_strangers_ping_is_the_public_port() {
+        let record = |protocol, flags| HalfRecord {
+            key: FlowKey { protocol, source_port: 9, destination_port: 7, ..FlowKey::default() },
+            ctl: Ctl::new(1, LIVE, 0, 0, flags).0,
+            ..HalfRecord::default()
+        };
+        assert_eq!(outside_ports(&record(1, FLAG_MAPPED | FLAG_FORWARD)), [7, 9]);
+        assert_eq!(outside_ports(&record(1, FLAG_MAPPED | FLAG_SNAT)), [9, 7], "what answers a guest's");
+        assert_eq!(outside_ports(&record(17, FLAG_MAPPED | FLAG_FORWARD)), [9, 7]);
     }
 
     #[test]

@@ -54,10 +54,10 @@ pub struct PortsOn {
     pub protocol: String,
     /// Ports that new flows may claim: `used`, `holding` and `free` together.
     pub allocated: u32,
-    /// With at least one live flow; a TCP port may have many, to different destinations.
+    /// With at least one live flow; a port may have many, to different destinations.
     pub used: u32,
-    /// Without a live flow, but kept: TCP until nothing of its ended flows can be under way, UDP until the inside socket
-    /// has been quiet for long enough.
+    /// Without a live flow, but kept: TCP until nothing of its ended flows can be under way, a port of one socket (UDP, and
+    /// TCP by the profile `rfc`) until that has been quiet for long enough.
     pub holding: u32,
     pub free: u32,
     /// Ports that are being given back: nothing new is claimed there.
@@ -277,13 +277,14 @@ fn totals(guests: &[GuestPorts]) -> Vec<Total> {
     WITH_PORTS.map(|(.., name)| of(name)).into_iter().filter(|t| t.allocated + t.draining > 0).collect()
 }
 
-/// One guest's ports towards one destination, for one protocol (`ALLOC_*`): taken, and owned, on all public addresses.
+/// One guest's ports for one protocol (`ALLOC_*`): taken, and owned, on all public addresses. Where a port serves a flow for each
+/// destination, those taken towards this one.
 pub fn towards(
     guest: &Guest<'_>,
     allocations: &Allocations,
     used: &PortUse,
     which: usize,
-    destination: std::net::SocketAddr,
+    destination: Option<std::net::SocketAddr>,
 ) -> [u32; 2] {
     let mut sums = [0; 2];
     for (&(_, frontend, of), units) in allocations.of_endpoint(guest.number) {
@@ -295,10 +296,9 @@ pub fn towards(
             _ => WITH_PORTS[which].0,
         };
         let taken = used.of(Holder { hop: guest.endpoint.next_hop, frontend, protocol });
-        let taken = taken.map_or(0, |taken| match which {
-            // TCP shares a port between destinations, the others do not.
-            0 => taken.destinations.get(&destination).copied().unwrap_or(0),
-            _ => taken.ports.keys().filter(|&&port| units.may_claim(port)).count() as u32,
+        let taken = taken.map_or(0, |taken| match destination {
+            Some(to) => taken.destinations.get(&to).copied().unwrap_or(0),
+            None => taken.ports.keys().filter(|&&port| units.may_claim(port)).count() as u32,
         });
         sums = [sums[0] + taken, sums[1] + units.ports()];
     }

@@ -26,7 +26,7 @@ pub struct About {
     pub frontends: Vec<IpAddr>,
     /// Index of [`WITH_PORTS`].
     pub which: usize,
-    /// TCP: ports are short towards a destination only.
+    /// TCP, but by the profile `rfc`: ports are short towards a destination only.
     pub destination: Option<SocketAddr>,
 }
 
@@ -76,6 +76,7 @@ impl About {
 /// Everything that is short right now.
 pub fn findings(in_force: &InForce, allocations: &Allocations, used: &PortUse) -> Vec<Finding> {
     let mut found = Vec::new();
+    let by_destination = !in_force.loaded.network.snat.tcp_port_per_socket;
     for guest in in_force.guests() {
         for (which, (protocol, ..)) in WITH_PORTS.iter().enumerate() {
             let protocol = if which == 2 && guest.address.is_ipv6() { 58 } else { *protocol };
@@ -102,7 +103,7 @@ pub fn findings(in_force: &InForce, allocations: &Allocations, used: &PortUse) -
                         found.push(Finding { about: about(destination), taken: ports, of: units.ports() });
                     }
                 };
-                if which == ALLOC_TCP {
+                if which == ALLOC_TCP && by_destination {
                     for (&to, &ports) in &taken.destinations {
                         short(Some(to), ports);
                     }

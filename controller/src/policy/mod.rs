@@ -192,7 +192,7 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     let balancer_drafts = balancers::read(fields.list("loadBalancers", problems), problems);
     let uplink_drafts = host::read_uplinks(fields.list("uplinks", problems), problems);
     let host_access = host::read_host_access(fields.node("hostAccess"), problems);
-    let (snat, default_timeouts) = snat::read(fields.node("snat"), problems);
+    let (snat, default_timeouts, rfc) = snat::read(fields.node("snat"), problems);
     let timeouts = host::read_timeouts(fields.node("timeouts"), default_timeouts, problems);
     let flow_table = host::read_flow_table(fields.node("flowTable"), problems);
 
@@ -278,6 +278,9 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     };
     if faultless {
         default_outbound::check(&network, default_outbound_key, problems);
+        if let Some(profile) = rfc {
+            snat::check_rfc(&network, profile, problems);
+        }
     }
     Some((network, register.places(source)))
 }

@@ -318,13 +318,36 @@ pub struct Snat {
     pub refusal: Refusal,
     /// How long flows on reclaimed ports may go on before they are ended.
     pub drain_seconds: u32,
-    /// UDP: how long a port stays with its inside socket after the last flow's end; 0 with the profile `azure`.
+    /// UDP: how long a port stays with its inside socket after the last flow's end; 0 but for the profile `natgateway`.
     pub udp_hold_seconds: u32,
+    /// A TCP port serves one inside socket towards everybody, instead of one flow towards each destination (profile `rfc`).
+    pub tcp_port_per_socket: bool,
+    pub filtering: Filtering,
+    /// Guests are told of every flow that is refused, not only for want of a port (profile `rfc`).
+    pub tell_every_refusal: bool,
+}
+
+/// Who may send to a public port that SNAT gave to an inside socket (RFC 4787 §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Filtering {
+    /// Whom the socket has sent to, from that address and port.
+    #[default]
+    AddressAndPort,
+    /// Anybody, as far as the guest's groups let a stranger in.
+    EndpointIndependent,
 }
 
 impl Default for Snat {
     fn default() -> Self {
-        Self { refusal: Refusal::Silent, drain_seconds: 3600, udp_hold_seconds: 0 }
+        Self {
+            refusal: Refusal::Silent,
+            drain_seconds: 3600,
+            udp_hold_seconds: 0,
+            tcp_port_per_socket: false,
+            filtering: Filtering::AddressAndPort,
+            tell_every_refusal: false,
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use super::schema::{DEVICE, Hook, NAME, PortRange, ServiceProtocol, in_place, wo
 
 in_place! {
     Announce => word(&["address", "proxy", "routed"]);
-    Profile => word(&["azure", "natgateway"]);
+    Profile => word(&["azure", "natgateway", "rfc"]);
+    Filtering => word(&["addressAndPort", "endpointIndependent"]);
     Exhaustion => word(&["silent", "icmp", "reset"]);
 }
 
@@ -59,11 +60,14 @@ pub struct DefaultOutbound {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Snat {
-    /// When a port is free again towards the same destination: as Azure's load balancer (default) or its NAT gateway. Changes
-    /// the defaults of `timeouts`.
+    /// Whose behaviour: Azure's load balancer (default), its NAT gateway (which holds ports otherwise), or what RFC 4787, 5382
+    /// and 5508 ask of a NAT (a port for each socket). Changes the defaults of `timeouts`.
     profile: Option<Profile>,
-    /// What a guest is told that finds no port: silent (default), icmp (type 3 code 13) or reset (a RST to TCP, ICMP to
-    /// others).
+    /// Who may send to a port that an inside socket has: addressAndPort, whom it has sent to (default), or
+    /// endpointIndependent, anybody as far as the guest's groups allow (default of the profile rfc).
+    filtering: Option<Filtering>,
+    /// What a guest is told that finds no port: silent (default), icmp (type 3 code 13; default of the profile rfc, and of
+    /// every refusal there) or reset (a RST to TCP, ICMP to others).
     on_exhaustion: Option<Exhaustion>,
     /// Minutes that flows on reclaimed ports may go on: 0 to 1440, default 60.
     #[schemars(range(min = 0, max = 1440))]

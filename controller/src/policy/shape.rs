@@ -211,7 +211,7 @@ pub const DEFAULT_OUTBOUND: Shape = Shape {
 pub const SNAT: Shape = Shape {
     schema: "Snat",
     what: "section of SNAT",
-    fields: &["profile", "onExhaustion", "drainMinutes"],
+    fields: &["profile", "filtering", "onExhaustion", "drainMinutes"],
     required: &[],
 };
 

@@ -1,13 +1,15 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward, fragments};
+use super::{
+    Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, forward, fragments, mapping, refuse,
+};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, Grace, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_HOST, NEXT_HOP_LOOP,
-    Settings, WORLD, hops,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NAT_TCP_BY_SOCKET,
+    NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
@@ -25,7 +27,7 @@ const RESUME: u32 = 75;
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
-    let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
+    let Some(control) = env.control() else { return super::drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
     if ctx.again != NO_SLOT {
@@ -69,7 +71,7 @@ fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, co
         ctx.refused = reason as u8;
         return Verdict::Next(F::REFUSE);
     }
-    drop(env, ctx, reason)
+    refuse::or_drop::<F, E>(env, ctx, settings, reason)
 }
 
 /// Why a slot could not be had, as the packet's reason.
@@ -126,9 +128,14 @@ fn direct<F: Family, E: Env>(
         flow::withdraw::<F, E>(env, forward);
         return Err(refusal(reverse));
     }
-    publish::<F, E>(env, ctx, settings, forward, reverse, 0);
+    // Without a branch: the verifier would follow all that comes after it twice.
+    let flags = (ctx.mapped & 1) * FLAG_MAPPED;
+    publish::<F, E>(env, ctx, settings, forward, reverse, flags);
     let generation = flow::common_generation(forward, reverse);
     quota::enter::<F, E>(env, ctx, control, forward.index(), generation);
+    if flags != 0 {
+        mapping::entered::<F, E>(env, ctx, settings);
+    }
     Ok(())
 }
 
@@ -162,7 +169,8 @@ fn translated<F: Family, E: Env>(
     if alloc.flags & ALLOC_RESET != 0 {
         ctx.flow_flags = FLAG_RESET;
     }
-    if ctx.key.protocol == TCP {
+    ctx.mapped = (ctx.key.protocol != TCP || settings.nat & NAT_TCP_BY_SOCKET != 0) as u8;
+    if ctx.mapped == 0 {
         let forward = insert_forward::<F, E>(env, ctx);
         if !forward.is_slot() {
             return Err(refusal(forward));
@@ -197,7 +205,7 @@ fn search<F: Family, E: Env>(
     control: &Control,
     alloc: &Alloc,
 ) -> Result<(), Reason> {
-    let mut key = F::refusal(ctx, &control.seed);
+    let mut key = F::refusal(ctx, &control.seed, ctx.mapped == 0);
     if let Some(refused) = env.refused(&key)
         && refused.resume == 0
         && !crate::clock::passed(refused.until, ctx.now)
@@ -244,7 +252,7 @@ fn search<F: Family, E: Env>(
     Err(reason)
 }
 
-/// The public address and port of an inside UDP socket or echo identifier, claimed if it has none yet; in `ctx.new`.
+/// The public address and port that an inside socket or echo identifier has for itself, claimed if it has none yet; in `ctx.new`.
 #[inline(always)]
 fn map_socket<F: Family, E: Env>(
     env: &E,
@@ -255,7 +263,7 @@ fn map_socket<F: Family, E: Env>(
     alloc: &Alloc,
 ) -> Result<(), Reason> {
     F::claim_inside(ctx);
-    let deadline = forward::mapping_deadline(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
+    let deadline = mapping::opened(settings, ctx.idle_class, ctx.key.protocol, ctx.now);
     if let Some((_, mapping)) = flow::find::<F, E>(env, control, F::claimed(ctx), ctx.now) {
         // SAFETY: `mapping` points into the table; a mapping lives for its grace at least, so the copy is whole.
         unsafe {

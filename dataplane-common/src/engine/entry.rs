@@ -127,14 +127,14 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
 }
 
 /// Is it known that the guest has no port for this? Asked before the rules, so that a retried SYN costs next to nothing;
-/// what is remembered is a quarter of a second old at most. Of TCP only: a UDP socket may have its port already, whatever the
-/// next one was told.
+/// what is remembered is a quarter of a second old at most. Of ports shared between destinations only: a socket may have its
+/// own already, whatever the next one was told.
 #[inline(always)]
 pub(super) fn refused_before<F: Family, E: Env>(env: &E, ctx: &Context, control: &Control) -> bool {
     if ctx.key.protocol != TCP || ctx.shape & SHAPE_OPENS == 0 {
         return false;
     }
-    match env.refused(&F::refusal(ctx, &control.seed)) {
+    match env.refused(&F::refusal(ctx, &control.seed, true)) {
         Some(refusal) => refusal.resume == 0 && !crate::clock::passed(refusal.until, ctx.now),
         None => false,
     }

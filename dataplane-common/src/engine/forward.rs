@@ -11,7 +11,7 @@ use crate::layout::{
     Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{TCP, UDP, same_mac};
+use crate::packet::headers::{TCP, same_mac};
 use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
@@ -30,15 +30,6 @@ pub fn settings(control: &Control, generation: u32) -> &Settings {
 pub fn idle(settings: &Settings, class: u8) -> u32 {
     // SAFETY: the index is below the sixteen elements.
     unsafe { *settings.idle.as_ptr().add((class & 15) as usize) }
-}
-
-/// The last tick of a UDP or echo mapping of which a flow has just moved. It outlives its flows by the hold, and is ahead
-/// of them by an eighth of the idle time and a little, see [`touch`].
-#[inline(always)]
-pub fn mapping_deadline(settings: &Settings, class: u8, protocol: u8, now: u32) -> u32 {
-    let span = idle(settings, class);
-    let hold = if protocol == UDP { settings.udp_hold } else { 0 };
-    now.wrapping_add(span).wrapping_add((span >> 3) | 1).wrapping_add(hold)
 }
 
 /// How a packet can leave by a next hop right now.
@@ -361,12 +352,17 @@ fn touch<F: Family, E: Env>(
     let deadline = now.wrapping_add(span);
     let old = r.deadline;
     r.deadline = deadline;
-    // The mapping must outlive the flow; it is touched once in an eighth of the idle time or more often, ahead by as much. No
-    // branch here depends on how long ago the last packet was: that is chance, and guessed wrong every other time.
-    if before.flags() & FLAG_MAPPED != 0 && (old ^ deadline) & !below(span >> 4) != 0 {
-        let deadline = mapping_deadline(settings, before.idle(), ctx.key.protocol, now);
-        extend_mapping::<F, E>(env, ctx, before, deadline);
+    if before.flags() & FLAG_MAPPED != 0 && mapping_due(old, deadline, span) {
+        F::extend_mapping(env, ctx, before.idle());
     }
+}
+
+/// The mapping must outlive the flow: is it to be touched now that the flow's deadline has moved by so much? It is once in an
+/// eighth of the idle time or more often, ahead by as much. No branch here depends on how long ago the last packet was: that is
+/// chance, and guessed wrong every other time.
+#[inline(always)]
+pub(super) const fn mapping_due(old: u32, deadline: u32, span: u32) -> bool {
+    (old ^ deadline) & !below(span >> 4) != 0
 }
 
 /// All bits from the highest one of `n` down: one less than a power of two.
@@ -377,21 +373,4 @@ const fn below(n: u32) -> u32 {
     let n = n | n >> 4;
     let n = n | n >> 8;
     n | n >> 16
-}
-
-/// Moves the deadline of the mapping behind a UDP or echo flow.
-#[inline(always)]
-fn extend_mapping<F: Family, E: Env>(env: &E, ctx: &mut Context, c: Ctl, deadline: u32) {
-    // Either direction knows the public side of the mapping: (address, port) the world sees.
-    if c.flags() & FLAG_FORWARD != 0 {
-        F::claim_outside(ctx, F::new_source(ctx), ctx.new.source_port);
-    } else {
-        F::claim_outside(ctx, F::destination(ctx), ctx.key.destination_port);
-    }
-    let Some(control) = env.control() else { return };
-    // SAFETY: the control element lives as long as the map.
-    if let Some((_, mapping)) = flow::find::<F, E>(env, unsafe { &*control }, F::claimed(ctx), ctx.now) {
-        // SAFETY: `mapping` points into the table.
-        unsafe { (*mapping).deadline = deadline };
-    }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
+use super::mapping::{self, Turn};
 use super::{Context, Hook, Side, Stage, Verdict};
 use crate::env::{Budget, Env, Refusal, Step};
 use crate::family::{V4, V6};
@@ -430,6 +431,12 @@ impl Env for HostEnv {
         let notes = &raw mut ctx.notes;
         // SAFETY: the context is this packet's own.
         unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, ctx.grace(), notes) }
+    }
+    fn extend_mapping(&self, ctx: &mut Context, idle_class: u8) {
+        mapping::turned::<V4, _>(self, ctx, idle_class, Turn::Lives);
+    }
+    fn extend_mapping6(&self, ctx: &mut Context, idle_class: u8) {
+        mapping::turned::<V6, _>(self, ctx, idle_class, Turn::Lives);
     }
     fn tcp_turn(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
         super::tcp::turn::<V4, Self>(self, ctx, index, before);

@@ -2,14 +2,15 @@
 
 use super::{
     Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_PLATFORM, WAY_SNAT, balance, drop,
-    forward, groups, owner, pass,
+    forward, groups, mapping, owner, pass, refuse,
 };
 use crate::classify::{self, entry, header};
 use crate::env::Env;
 use crate::family::Family;
 use crate::flow;
 use crate::layout::{
-    Control, HOST_DNS, HOST_ECHO, KIND_PORTLESS, NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD,
+    Control, HOST_DNS, HOST_ECHO, KIND_PORTLESS, NAT_FILTER_BY_GROUPS, NEXT_HOP_HOST, NEXT_HOP_LOOP,
+    Settings, WORLD,
 };
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::packet::parse::{SHAPE_FLAGS, SHAPE_OPENS};
@@ -47,6 +48,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.idle_class = 0;
     ctx.flow_flags = 0;
     (ctx.relief.over, ctx.relief.place) = (0, 0);
+    ctx.mapped = 0;
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
@@ -71,7 +73,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
             if ctx.again != NO_SLOT {
                 flow::end::<F, E>(env, ctx.again, ctx.again_generation, ctx.now);
             }
-            drop(env, ctx, reason)
+            refuse::or_drop::<F, E>(env, ctx, settings, reason)
         }
     }
 }
@@ -220,7 +222,7 @@ fn from_uplink<F: Family, E: Env>(
                 return balance::choose::<F, E>(env, ctx, control, head, listener & 0xff_ffff)
                     .map_err(Ended::Drop);
             }
-            at_frontend(env, ctx, head, index)
+            at_frontend::<F, E>(env, ctx, control, head, index)
         }
         _ => Err(Reason::NoListener.into()),
     }
@@ -237,7 +239,7 @@ fn no_tcp<F: Family, E: Env>(env: &E, ctx: &Context, head: &Header) -> Ended {
             let listener =
                 F::listener(env, ctx.generation, destination, ctx.key.destination_port, ctx.key.protocol);
             listener >> 24 != AT_LISTENER
-                && matches!(at_frontend(env, ctx, head, at & 0xff_ffff), Err(Ended::Pass(_)))
+                && matches!(unlistened(env, ctx, head, at & 0xff_ffff), Some((false, true)))
         }
         _ => false,
     };
@@ -246,24 +248,52 @@ fn no_tcp<F: Family, E: Env>(env: &E, ctx: &Context, head: &Header) -> Ended {
 
 /// What arrives at a frontend where nothing listens.
 #[inline(always)]
-fn at_frontend<E: Env>(env: &E, ctx: &Context, head: &Header, index: u32) -> Result<(), Ended> {
-    let port = u16::from_be(ctx.key.destination_port) as u32;
-    let udp = ctx.key.protocol == UDP;
-    let owner = classify::entry16(env, ctx.generation, head.owners, owner_entry(index, udp, port / 8));
-    let echo = ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6;
-    // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
-    // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up below.
-    if port != 0 && owner != Some(0) && !echo {
-        return Err(Reason::NoFlow.into());
-    }
-    let Some(frontend) = entry::<E, Frontend>(env, ctx.generation, head.frontends, index) else {
+fn at_frontend<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+    head: &Header,
+    index: u32,
+) -> Result<(), Ended> {
+    let Some((owned, host)) = unlistened(env, ctx, head, index) else {
         return Err(Reason::Internal.into());
     };
-    // SAFETY: `entry` points into a page.
-    if unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0 {
+    // The host answers pings itself, and takes what answers its own.
+    let query = echo(ctx) && !host && ctx.shape & SHAPE_OPENS != 0;
+    if (owned || query) && forward::settings(control, ctx.generation).nat & NAT_FILTER_BY_GROUPS != 0 {
+        opens(ctx)?;
+        match mapping::arrive::<F, E>(env, ctx, control) {
+            Err(Reason::NoFlow) if query => {}
+            arrived => return arrived.map_err(Ended::Drop),
+        }
+    }
+    if owned {
+        return Err(Reason::NoFlow.into());
+    }
+    if host {
         return Err(Ended::Pass(Reason::NotOurs));
     }
     Err(Reason::NoListener.into())
+}
+
+/// Of a frontend's port that nothing listens on: may it be a guest's, and is the address the host's too?
+#[inline(always)]
+fn unlistened<E: Env>(env: &E, ctx: &Context, head: &Header, index: u32) -> Option<(bool, bool)> {
+    let port = u16::from_be(ctx.key.destination_port) as u32;
+    let udp = ctx.key.protocol == UDP;
+    let owner = classify::entry16(env, ctx.generation, head.owners, owner_entry(index, udp, port / 8));
+    // Handed to the kernel, its RST would kill a live flow that this packet only seems to miss (design §4).
+    // An echo reply provokes nothing, and the host's own pings take identifiers anywhere: those go up.
+    let owned = port != 0 && owner != Some(0) && !echo(ctx);
+    let frontend = entry::<E, Frontend>(env, ctx.generation, head.frontends, index)?;
+    // SAFETY: `entry` points into a page.
+    Some((owned, unsafe { (*frontend).flags } & FRONTEND_HOST != 0 && ctx.looped == 0))
+}
+
+/// ICMP queries of either family.
+#[inline(always)]
+fn echo(ctx: &Context) -> bool {
+    ctx.key.protocol == ICMP || ctx.key.protocol == ICMPV6
 }
 
 /// Is the source one that nothing from outside may have?

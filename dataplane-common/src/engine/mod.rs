@@ -18,6 +18,7 @@ pub mod guard;
 pub mod host;
 pub mod icmp;
 pub mod judge;
+pub mod mapping;
 pub mod nd;
 pub mod owner;
 pub mod refuse;
@@ -136,7 +137,9 @@ pub struct Context {
     pub refused: u8,
     /// 1: the claim may take over a dead record of its key, see [`crate::flow::Grace`].
     pub grace_waived: u8,
-    pub pad: [u8; 2],
+    /// 1: the flow's public port is its inside socket's alone, a [`crate::layout::KIND_MAPPING`] pair stands behind it.
+    pub mapped: u8,
+    pub pad: u8,
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,

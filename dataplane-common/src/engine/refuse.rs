@@ -1,17 +1,42 @@
-//! A flow refused for want of a port: counted, told, and answered as the policy wants it (`snat.onExhaustion`). And a packet that
-//! cannot go on: it is fragmented if it may be, else its sender is told (RFC 1812 §5.3.1, RFC 1191, RFC 4443 §3.2 and §3.3).
+//! A flow refused for want of a port, or (profile `rfc`) for any reason: counted, told, and answered as the policy wants it
+//! (`snat.onExhaustion`). And a packet that cannot go on: it is fragmented if it may be, else its sender is told
+//! (RFC 1812 §5.3.1, RFC 1191, RFC 4443 §3.2 and §3.3).
 
-use super::{Context, Side, Verdict, forward};
+use super::{Context, Side, Verdict, drop, forward};
 use crate::classify::{entry, header};
 use crate::env::{Budget, Env};
 use crate::family::Family;
-use crate::layout::{REFUSAL_RESET, REFUSAL_SILENT};
+use crate::layout::{NAT_TELL, REFUSAL_RESET, REFUSAL_SILENT, Settings};
 use crate::packet::cut::Cut;
 use crate::packet::headers::{Ethernet, TCP};
 use crate::packet::parse::SHAPE_LATER;
 use crate::packet::{Packet, answer, at};
 use crate::policy::{AT_GUEST, Endpoint};
 use crate::reason::Reason;
+
+/// What a guest is told with [`NAT_TELL`] only, by the reason's number: administrative restrictions, and resources (RFC 5508
+/// REQ-8).
+const TOLD: u64 = 1 << Reason::DeniedByRule as u64
+    | 1 << Reason::DeniedByPlatform as u64
+    | 1 << Reason::NoOutboundMethod as u64
+    | 1 << Reason::NoRoute as u64
+    | 1 << Reason::TableFull as u64;
+const _: () = assert!(crate::reason::REASON_SLOTS <= 64);
+
+/// Ends the packet with a drop, of which a guest is told where the policy wants it so.
+#[inline(always)]
+pub(super) fn or_drop<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    settings: &Settings,
+    reason: Reason,
+) -> Verdict {
+    if TOLD >> (reason as u64) & 1 != 0 && settings.nat & NAT_TELL != 0 && ctx.side == Side::Guest as u8 {
+        ctx.refused = reason as u8;
+        return Verdict::Next(F::REFUSE);
+    }
+    drop(env, ctx, reason)
+}
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
@@ -27,12 +52,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
         // Nobody asked for it, but that is how its sender learns what to fragment itself.
         ctx.refused = Reason::TooBig as u8;
     }
-    let reason = match ctx.refused {
-        r if r == Reason::SnatRefused as u8 => Reason::SnatRefused,
-        r if r == Reason::TtlExpired as u8 => Reason::TtlExpired,
-        r if r == Reason::TooBig as u8 => Reason::TooBig,
-        _ => Reason::SnatExhausted,
-    };
+    let Some(reason) = Reason::from_index(ctx.refused as u32) else { return Verdict::Drop };
     env.count(reason, ctx.length);
     // Told once per look through the ports: who retries would use up what the others may tell.
     if reason != Reason::SnatRefused {

@@ -1,12 +1,13 @@
 //! What a TCP segment does to its live flow, if it is more than data or its acknowledgement in an established connection: the
 //! only packets that touch the other half.
 
+use super::mapping::{self, Turn};
 use super::{Context, Side, forward};
 use crate::atomic;
 use crate::clock::passed;
 use crate::env::Env;
 use crate::family::Family;
-use crate::flow::{self, Ctl, FLAG_FORWARD, LIVE};
+use crate::flow::{self, Ctl, FLAG_FORWARD, FLAG_MAPPED, LIVE};
 use crate::layout::HalfRecord;
 use crate::tcp_state::{self, Segment, State, Timer, Tracked};
 
@@ -16,7 +17,7 @@ const TRIES: u32 = 3;
 /// Moves the flow in slot `index`, whose control word was `before`, to the state after this packet. In the kernel it is behind
 /// [`Env::tcp_turn`].
 #[inline(always)]
-pub fn turn<F: Family, E: Env>(env: &E, ctx: &Context, index: u32, before: Ctl) {
+pub fn turn<F: Family, E: Env>(env: &E, ctx: &mut Context, index: u32, before: Ctl) {
     let Some(control) = env.control() else { return };
     // SAFETY: the control element lives as long as the map.
     let settings = forward::settings(unsafe { &*control }, ctx.generation);
@@ -55,10 +56,8 @@ pub fn turn<F: Family, E: Env>(env: &E, ctx: &Context, index: u32, before: Ctl) 
         if after.other != known.other {
             (*other).ack = after.other.to_be();
         }
-        if timer == Timer::Keep {
-            return;
-        }
-        let span = match tcp_state::state(after.bits) {
+        let (was, is) = (tcp_state::state(known.bits), tcp_state::state(after.bits));
+        let span = match is {
             State::HalfOpen => settings.tcp_half_open,
             State::Established => forward::idle(settings, before.idle()),
             State::Transitory => settings.tcp_transitory,
@@ -66,12 +65,27 @@ pub fn turn<F: Family, E: Env>(env: &E, ctx: &Context, index: u32, before: Ctl) 
             State::Reset => settings.tcp_reset,
         };
         let deadline = ctx.now.wrapping_add(span);
-        if timer != Timer::Shorten || passed(deadline, (*record).deadline) {
-            (*record).deadline = deadline;
+        let due = forward::mapping_due((*record).deadline, deadline, span);
+        if timer != Timer::Keep {
+            if timer != Timer::Shorten || passed(deadline, (*record).deadline) {
+                (*record).deadline = deadline;
+            }
+            if timer == Timer::Set || (timer == Timer::Shorten && passed(deadline, (*other).deadline)) {
+                (*other).deadline = deadline;
+            }
         }
-        if timer == Timer::Set || (timer == Timer::Shorten && passed(deadline, (*other).deadline)) {
-            (*other).deadline = deadline;
+        if before.flags() & FLAG_MAPPED == 0 {
+            return;
         }
+        let turn = match (was == State::Established, is == State::Established) {
+            (false, true) => Turn::Established,
+            (true, false) => Turn::Ended,
+            (false, false) if timer == Timer::Set || timer == Timer::Prolong => Turn::Waits,
+            // Closed by one side only, the other may speak for long.
+            (true, true) if timer == Timer::Prolong && due => Turn::Lives,
+            _ => return,
+        };
+        mapping::turned::<F, E>(env, ctx, before.idle(), turn);
     }
 }
 

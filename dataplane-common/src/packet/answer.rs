@@ -100,6 +100,10 @@ pub fn prohibited<F: Family>(packet: &impl Packet, ctx: &Context, gateway: F::Ad
         return false;
     }
     let protocol = ctx.key.protocol;
+    // The sum of what is quoted is known where the packet has a checksum over it.
+    if !matches!(protocol, TCP | UDP | ICMP | ICMPV6) {
+        return false;
+    }
     if protocol == UDP {
         let Some(udp) = at::<Udp>(packet, l4) else { return false };
         // SAFETY: `at` checked the bounds.

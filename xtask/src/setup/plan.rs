@@ -22,7 +22,7 @@ const BPF_LINKER: &str = "=0.13.0";
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// Programs the lab runs, and the Debian packages they come from.
-pub const TOOLS: [(&str, &str); 13] = [
+pub const TOOLS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bridge", "iproute2"),
@@ -36,7 +36,15 @@ pub const TOOLS: [(&str, &str); 13] = [
     ("sysctl", "procps"),
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
+    // A STUN server and who asks it how a NAT behaves (RFC 5780).
+    ("turnserver", "coturn"),
+    ("turnutils_natdiscovery", "coturn"),
 ];
+
+/// Debian starts a package's service as soon as it is installed, and at every boot. The lab starts its STUN servers itself, in
+/// namespaces; whoever had coturn before is not asked to install it. apt runs this after dpkg, perhaps more than once.
+const NO_STUN_SERVICE: &str = "DPkg::Post-Invoke::=test ! -d /run/systemd/system || \
+     systemctl disable --quiet --now coturn.service || true";
 
 /// How commands for the whole machine are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +244,8 @@ impl std::fmt::Display for CommandLine {
         for (name, value) in &self.environment {
             write!(f, "{name}={value} ")?;
         }
-        f.write_str(&self.words.join(" "))
+        let quoted = |word: &String| if word.contains(' ') { format!("'{word}'") } else { word.clone() };
+        f.write_str(&self.words.iter().map(quoted).collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -275,6 +284,11 @@ impl Step {
                      --locked --force"
                 )),
             },
+            Self::Tools(packages) if packages.contains(&"coturn") => {
+                let mut command = apt(install, packages);
+                command.words.extend(["-o".to_owned(), NO_STUN_SERVICE.to_owned()]);
+                command
+            }
             Self::Tools(packages) => apt(install, packages),
         }
     }

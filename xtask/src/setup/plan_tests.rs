@@ -137,3 +137,14 @@ fn a_user_with_sudo_installs_packages_through_it_but_builds_the_linker_as_themse
          --features llvm-22 --locked --force"
     );
 }
+
+#[test]
+fn the_stun_server_that_is_installed_does_not_run_as_a_service() {
+    let line = Step::Tools(vec!["coturn", "iproute2"]).command(Privilege::Root).to_string();
+    assert!(
+        line.contains("'DPkg::Post-Invoke::=") && line.contains("disable --quiet --now coturn"),
+        "{line}"
+    );
+    let line = Step::Tools(vec!["iproute2"]).command(Privilege::Root).to_string();
+    assert!(!line.contains("coturn"), "who has coturn keeps it as it is: {line}");
+}
