@@ -12,7 +12,7 @@ use datapath_support::{Place, frame, ifindex, in_a_place_of_its_own, run};
 use portcullis::datapath::{AttachPlan, Datapath, Hook, HookState, LoadOptions, TcBackend, down};
 
 const SMALL: LoadOptions =
-    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
+    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off, reset: false };
 
 fn open(place: &Place) -> Datapath {
     Datapath::open(&place.pins(), &SMALL).expect("opens")

@@ -130,6 +130,8 @@ reasons! {
     SnatSearching = "snat_search_goes_on", true;
     /// Longer than the next link takes, and not to be fragmented.
     TooBig = "packet_too_big", true;
+    /// A segment of a connection older than the first start, which policy allows: a flow from now on, sent on.
+    Adopted = "adopted", false;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

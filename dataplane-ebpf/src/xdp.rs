@@ -196,3 +196,15 @@ pub fn pc_xdp_refuse(ctx: XdpContext) -> u32 {
 pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Refuse6)
 }
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_adopt(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Adopt)
+}
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_adopt6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Adopt6)
+}

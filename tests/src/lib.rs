@@ -17,3 +17,4 @@ pub mod random;
 pub mod release;
 pub mod site;
 mod stop;
+pub mod stream;

@@ -64,6 +64,7 @@ fn dispatch(arguments: Arguments) -> u8 {
                 pin_dir: run.pin_dir,
                 socket,
                 metrics: run.metrics,
+                reset: run.reset,
             })
         }
         Command::Down { state_dir, pin_dir, forget } => {

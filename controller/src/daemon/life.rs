@@ -164,7 +164,10 @@ pub async fn live(
                     reload(&mut gateway, file.clone()).await;
                 }
             }
-            _ = drains.tick() => drains_over(&mut gateway).await,
+            _ = drains.tick() => {
+                drains_over(&mut gateway).await;
+                gateway.look_after_grace();
+            }
             _ = confirmations.tick() => host_changed(&mut gateway, !watching, false).await,
         }
     }

@@ -104,6 +104,12 @@ impl ControlWord {
         unsafe { (&raw mut (*self.at()).settings[parity]).write_volatile(*settings) };
     }
 
+    /// Says what was before these tables: [`Control::start`].
+    pub fn set_start(&self, start: u32) {
+        // SAFETY: aligned, valid for the mapping's life, and only accessed as a whole word by either side.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.at()).start) }.store(start, Ordering::SeqCst);
+    }
+
     /// Prepares the control word for flow tables of this many buckets, drawing the secrets of their hash unless there
     /// are some: without the old ones the flows in the tables could not be found again.
     pub fn adopt(&self, buckets: u32, buckets6: u32) -> anyhow::Result<()> {

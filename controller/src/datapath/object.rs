@@ -50,7 +50,7 @@ pub(super) const SIZED: [&str; 2] = ["FLOWS", "FLOWS6"];
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-const STAGES: [(&str, u32); 12] = [
+const STAGES: [(&str, u32); 14] = [
     ("classify", 1),
     ("claim", 2),
     ("icmp", 3),
@@ -63,6 +63,8 @@ const STAGES: [(&str, u32); 12] = [
     ("refuse", 10),
     ("refuse6", 11),
     ("icmp6", 13),
+    ("adopt", 20),
+    ("adopt6", 21),
 ];
 
 /// The same of one hook: under TC packets may come back in.

@@ -29,6 +29,7 @@ pub const POLICY: Shape = Shape {
         "hostAccess",
         "timeouts",
         "flowTable",
+        "adoption",
         "applicationSecurityGroups",
         "serviceTags",
         "routeTables",
@@ -355,6 +356,9 @@ pub const TIMEOUTS: Shape = Shape {
 pub const FLOW_TABLE: Shape =
     Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows", "maxFlowsIPv6"], required: &[] };
 
+pub const ADOPTION: Shape =
+    Shape { schema: "Adoption", what: "adoption", fields: &["graceSeconds"], required: &[] };
+
 /// All shapes, for the test that compares them with the JSON Schema.
 #[cfg(test)]
 pub const ALL: &[&Shape] = &[
@@ -391,6 +395,7 @@ pub const ALL: &[&Shape] = &[
     &HOST_SERVICE,
     &TIMEOUTS,
     &FLOW_TABLE,
+    &ADOPTION,
 ];
 
 /// Fields that Azure has and Portcullis does not yet, or does not have; the reader says so instead of "unknown".

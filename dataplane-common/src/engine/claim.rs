@@ -1,6 +1,6 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, drop, forward};
+use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, adopt, drop, forward};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
@@ -31,6 +31,9 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     if ctx.again != NO_SLOT {
         return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
     }
+    if adopt::migrating(control) {
+        return drop(env, ctx, Reason::NoFlow);
+    }
     if ctx.idle_class == 0 {
         ctx.idle_class = match ctx.key.protocol {
             TCP => IDLE_TCP,
@@ -45,7 +48,10 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
         translated::<F, E>(env, ctx, control, settings)
     };
     match made {
-        Ok(()) => forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow),
+        Ok(()) => {
+            let reason = if ctx.adopt == 0 { Reason::NewFlow } else { Reason::Adopted };
+            forward::send::<F, P, E>(packet, env, ctx, reason)
+        }
         Err(reason @ (Reason::SnatExhausted | Reason::SnatRefused)) => {
             ctx.refused = reason as u8;
             Verdict::Next(F::REFUSE)
@@ -306,13 +312,16 @@ fn publish<F: Family, E: Env>(
 ) {
     let flags = flags | ctx.flow_flags;
     let generation = flow::common_generation(forward, reverse);
-    let (tcp, span) = if ctx.key.protocol == TCP {
+    let (tcp, span) = if ctx.adopt != 0 {
+        (tcp_state::OPENED | tcp_state::ANSWERED, forward::idle(settings, ctx.idle_class))
+    } else if ctx.key.protocol == TCP {
         (tcp_state::OPENED, settings.tcp_half_open)
     } else {
         (0, forward::idle(settings, ctx.idle_class))
     };
     let deadline = ctx.now.wrapping_add(span);
     let rule = stamped(ctx, settings);
+    let opened_back = if ctx.adopt == adopt::RECEIVER { FLAG_FORWARD } else { 0 };
     let there = Body {
         peer: reverse.index(),
         deadline,
@@ -337,7 +346,7 @@ fn publish<F: Family, E: Env>(
         env,
         reverse,
         &back,
-        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags),
+        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | opened_back),
         F::destination(ctx),
         F::source(ctx),
     );
@@ -345,7 +354,7 @@ fn publish<F: Family, E: Env>(
         env,
         forward,
         &there,
-        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | FLAG_FORWARD),
+        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | (opened_back ^ FLAG_FORWARD)),
         F::new_source(ctx),
         F::new_destination(ctx),
     );
@@ -356,6 +365,9 @@ fn publish<F: Family, E: Env>(
         unsafe {
             (*r).packets = 1;
             (*r).bytes_low = ctx.length;
+            if ctx.adopt != 0 {
+                (*r).ack = ctx.tcp_ack;
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A stage is a function `(packet, env, context) -> Verdict`; [`Verdict::Next`] names the stage that goes on. In the
 //! kernel that is a tail call, on the host a loop ([`host`]).
 
+pub mod adopt;
 pub mod arp;
 pub mod balance;
 pub mod claim;
@@ -51,6 +52,9 @@ pub enum Stage {
     /// [`Stage::Entry`] once more, of a packet that comes back in. Only TC has it.
     Loop = 12,
     Icmp6 = 13,
+    /// A segment in the middle of a connection that policy does not let its sender open: perhaps its receiver did.
+    Adopt = 20,
+    Adopt6 = 21,
 }
 
 /// Where the packet was met.
@@ -121,7 +125,10 @@ pub struct Context {
     pub flow_flags: u8,
     /// Why the packet is refused, for [`Stage::Refuse`].
     pub refused: u8,
-    pub pad: [u8; 3],
+    /// The flow to be made is older than the tables: 0 no, or who is taken to have opened it, `adopt::SENDER` or
+    /// `adopt::RECEIVER`.
+    pub adopt: u8,
+    pub pad: [u8; 2],
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,
@@ -291,5 +298,7 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Conte
         Stage::Classify6 => judge::run::<V6, E>(env, ctx),
         Stage::Nd => nd::run(packet, env, ctx),
         Stage::Claim6 => claim::run::<V6, P, E>(packet, env, ctx),
+        Stage::Adopt => adopt::run::<V4, P, E>(packet, env, ctx),
+        Stage::Adopt6 => adopt::run::<V6, P, E>(packet, env, ctx),
     }
 }
