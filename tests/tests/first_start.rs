@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use portcullis_tests::edge::{Edge, LabPolicy, WithHook, under_both};
 use portcullis_tests::lab::{
-    Frame, Sniffer, TcpFlags, TcpEcho, Topology, TopologySpec, UdpEcho, eventually, ping, tcp_connect, tcp_exchange, udp_socket,
+    Frame, Sniffer, TcpEcho, TcpFlags, Topology, TopologySpec, UdpEcho, eventually, ping, tcp_connect,
+    tcp_exchange, udp_socket,
 };
 use portcullis_tests::stream::{TcpStreamOfNumbers, UdpStreamOfNumbers};
 use serde_json::Value;
@@ -36,7 +37,7 @@ fn router(spec: &TopologySpec, public: &str) -> Topology {
     let uplink = &spec.uplink_device;
     gateway.set_sysctl(&format!("net.ipv4.conf.{uplink}.forwarding"), "1").unwrap();
     let rules = format!(
-        "table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname {uplink} ip saddr 10.0.0.0/16 \
+        "table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname \"{uplink}\" ip saddr 10.0.0.0/16 \
          snat to {public}; }} }}"
     );
     gateway.run(&["nft", &rules]).unwrap();
@@ -60,7 +61,10 @@ fn connections_through_a_masquerade_go_on_under_the_port_the_world_knows_and_new
         let vm1 = topology.guest("vm1").clone();
         let numbers = TcpStreamOfNumbers::start(&vm1, at(SERVER, 80)).unwrap();
         let datagrams = UdpStreamOfNumbers::start(&vm1, at(SERVER, 53)).unwrap();
-        assert!(eventually(LIMIT, || numbers.echoed() > 100 && datagrams.echoed() > 100), "{hook:?}: the kernel's NAT");
+        assert!(
+            eventually(LIMIT, || numbers.echoed() > 100 && datagrams.echoed() > 100),
+            "{hook:?}: the kernel's NAT"
+        );
         let (tcp_peers, udp_peers) = (tcp.peers(), udp.peers());
         assert_eq!((tcp_peers.len(), udp_peers.len()), (1, 1), "{hook:?}");
         assert_eq!(tcp_peers[0].ip().to_string(), FRONTEND);
@@ -69,15 +73,25 @@ fn connections_through_a_masquerade_go_on_under_the_port_the_world_knows_and_new
         let (there, back) = (numbers.echoed(), datagrams.echoed());
         assert!(
             eventually(LIMIT, || numbers.echoed() > there + 200 && datagrams.echoed() > back + 200),
-            "{hook:?}: both go on; {:?}, {:?}", numbers.failure(), datagrams.failure()
+            "{hook:?}: both go on; {:?}, {:?}",
+            numbers.failure(),
+            datagrams.failure()
         );
-        assert_eq!((tcp.peers(), udp.peers()), (tcp_peers.clone(), udp_peers.clone()), "{hook:?}: under the same tuple");
+        assert_eq!(
+            (tcp.peers(), udp.peers()),
+            (tcp_peers.clone(), udp_peers.clone()),
+            "{hook:?}: under the same tuple"
+        );
         let taken = older(&edge)["takenOver"].clone();
         assert_eq!((&taken["tcp"], &taken["udp"]), (&1.into(), &1.into()), "{hook:?}: {taken}");
         assert_eq!(taken["leftOut"], serde_json::json!({}), "{hook:?}: {taken}");
         let flows = edge.ask(&["flows", "--guest", "vm1"]).unwrap();
-        let ports: Vec<u64> =
-            flows["flows"].as_array().unwrap().iter().filter_map(|flow| flow["translatedSourcePort"].as_u64()).collect();
+        let ports: Vec<u64> = flows["flows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|flow| flow["translatedSourcePort"].as_u64())
+            .collect();
         for peer in [tcp_peers[0], udp_peers[0]] {
             assert!(ports.contains(&u64::from(peer.port())), "{hook:?}: {peer} is among {flows}");
         }
@@ -119,7 +133,10 @@ fn guests_that_talked_over_the_kernels_forwarding_talk_on_and_only_within_the_gr
         assert!(eventually(LIMIT, || older(&edge)["graceSeconds"] == 0.0), "{hook:?}");
         let drops = edge.reason("no_flow").unwrap();
         silent.write_all(b"anybody there?").unwrap();
-        assert!(eventually(LIMIT, || edge.reason("no_flow").unwrap() > drops), "{hook:?}: mid-stream, and too late");
+        assert!(
+            eventually(LIMIT, || edge.reason("no_flow").unwrap() > drops),
+            "{hook:?}: mid-stream, and too late"
+        );
         let before = numbers.echoed();
         assert!(eventually(LIMIT, || numbers.echoed() > before + 200), "{hook:?}: {:?}", numbers.failure());
         numbers.stop().unwrap_or_else(|error| panic!("{hook:?}: {error}"));
@@ -208,7 +225,11 @@ fn from_the_first_packet_a_program_meets_nothing_passes_but_what_the_policy_lets
             let left = older(&edge)["takenOver"]["leftOut"].clone();
             assert_eq!(left["that the policy denies"], 1, "{hook:?}: {left}");
             let reasons = edge.reasons().unwrap();
-            assert_eq!((reasons.get("new_flow"), reasons.get("forwarded")), (None, None), "{hook:?}: {reasons:?}");
+            assert_eq!(
+                (reasons.get("new_flow"), reasons.get("forwarded")),
+                (None, None),
+                "{hook:?}: {reasons:?}"
+            );
         });
     });
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use portcullis_common::layout::ABI;
@@ -28,8 +29,22 @@ fn of_another_layout(hook: WithHook, version: u32, traffic: impl FnOnce(&Edge)) 
     traffic(&edge);
     edge.daemon.kill();
     let pins = edge.daemon.spec().pin_dir.clone();
-    fs::rename(pins.join(format!("v{ABI}")), pins.join(format!("v{version}"))).unwrap();
+    move_pins(&pins.join(format!("v{ABI}")), &pins.join(format!("v{version}")));
     edge
+}
+
+/// Gives pins another directory. bpffs moves files, and no directory that has any.
+fn move_pins(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let place = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            move_pins(&entry.path(), &place);
+        } else {
+            fs::rename(entry.path(), place).unwrap();
+        }
+    }
+    fs::remove_dir(from).unwrap();
 }
 
 #[test]
@@ -68,7 +83,11 @@ fn an_upgrade_from_another_layout_copies_every_flow_and_no_stream_breaks() {
         let migrated = &status["older"]["migrated"];
         assert_eq!(migrated["from"], READABLE, "{hook:?}: {status}");
         // 201 connections, the stream of datagrams and the mapping of its socket.
-        assert_eq!((&migrated["before"], &migrated["lost"]), (&203.into(), &0.into()), "{hook:?}: {migrated}");
+        assert_eq!(
+            (&migrated["before"], &migrated["lost"]),
+            (&203.into(), &0.into()),
+            "{hook:?}: {migrated}"
+        );
         assert_eq!(status["adopted"], true, "{hook:?}");
         assert_eq!(status["flows"]["live"], 202, "{hook:?}: {}", status["flows"]);
         let pins = fs::read_dir(&edge.daemon.spec().pin_dir).unwrap();

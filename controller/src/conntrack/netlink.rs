@@ -37,7 +37,9 @@ pub fn for_each(mut found: impl FnMut(&Connection)) -> anyhow::Result<()> {
         let length = socket.recv(&mut buffer, 0).context("reading the table of connections")?;
         let mut rest = buffer.get(..length).unwrap_or_default();
         while !rest.is_empty() {
-            let Ok(message) = NetlinkBuffer::new_checked(rest) else { bail!("the kernel's answer is cut off") };
+            let Ok(message) = NetlinkBuffer::new_checked(rest) else {
+                bail!("the kernel's answer is cut off")
+            };
             let (kind, length) = (message.message_type(), (message.length() as usize).max(HEADER));
             match kind {
                 NLMSG_DONE => return Ok(()),

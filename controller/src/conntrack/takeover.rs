@@ -8,14 +8,15 @@ use std::net::IpAddr;
 use portcullis_common::classify::{entry, header};
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{
-    Context, Hook, NO_SLOT, NOBODY, Side, Stage, Verdict, WAY_IN, forward, groups, judge,
+    Context, Hook, NO_SLOT, NOBODY, Side, Stage, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, forward,
+    groups, judge,
 };
 use portcullis_common::env::Env as _;
 use portcullis_common::family::V4;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE};
 use portcullis_common::layout::{
-    EPOCH_SHIFT, FLOW_RULE, FlowKey, HalfRecord, IDLE_ICMP, IDLE_TCP, IDLE_UDP, KIND_MAPPING, Settings, WORLD,
-    hops, v4,
+    EPOCH_SHIFT, FLOW_RULE, FlowKey, HalfRecord, IDLE_ICMP, IDLE_TCP, IDLE_UDP, KIND_MAPPING, NEXT_HOP_LOOP,
+    Settings, WORLD, hops, v4,
 };
 use portcullis_common::packet::headers::{SYN, TCP, UDP};
 use portcullis_common::packet::parse::SHAPE_OPENS;
@@ -227,6 +228,9 @@ impl Takeover {
         if judge::run::<V4, HostEnv>(&self.env, &mut ctx) != Verdict::Next(Stage::Claim) {
             return Err("that the policy denies");
         }
+        if !matches!(ctx.way, WAY_SNAT | WAY_INSTANCE_OUT) || ctx.egress == NEXT_HOP_LOOP {
+            return Err("that the policy does not translate");
+        }
         let route = self.env.route(ctx.key.destination) as u16;
         if route == 0 {
             return Err("without a route");
@@ -273,9 +277,9 @@ impl Takeover {
         let (kind, whose) = self.public(original.destination);
         let mut ctx = self.context(Side::Uplink, original, WORLD);
         let port = original.destination_port.to_be();
-        let listener =
-            self.env.listener(self.generation, ctx.key.destination, port, original.protocol) >> 24;
-        let open = (kind == AT_INSTANCE && whose == number) || (kind == AT_FRONTEND && listener == AT_LISTENER);
+        let listener = self.env.listener(self.generation, ctx.key.destination, port, original.protocol) >> 24;
+        let open =
+            (kind == AT_INSTANCE && whose == number) || (kind == AT_FRONTEND && listener == AT_LISTENER);
         if !open || self.env.space(self.generation, WORLD, ctx.key.source) != 0 {
             return Err("to a port where the policy has nothing");
         }

@@ -73,11 +73,10 @@ impl Gateway {
 
     /// The grace of the first start, when it is over or the policy wants none any more.
     pub fn look_after_grace(&self) {
-        let datapath = self.shared.datapath();
-        if self.shared.in_force().loaded.network.adoption.grace_seconds == 0 && datapath.adopts_for() != 0 {
-            datapath.adopt_for(0);
+        if self.shared.in_force().loaded.network.adoption.grace_seconds == 0 {
+            self.shared.end_grace("the policy wants no grace");
         }
-        datapath.end_grace_if_over();
+        self.shared.datapath().end_grace_if_over();
     }
 
     /// Mirrors routes and neighbours.

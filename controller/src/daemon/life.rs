@@ -19,6 +19,7 @@ use super::{Options, Refusal, answers};
 use crate::api::server;
 use crate::hosts::{HostEvent, Watch};
 use crate::observe::scrape;
+use crate::policy::network::OnRuleChange;
 use crate::policy::{self, Loaded};
 
 /// How long to wait for more of the same before reacting to a change on the host.
@@ -270,7 +271,12 @@ async fn drains_over(gateway: &mut Gateway) {
 
 async fn load_and_apply(gateway: &mut Gateway, file: PathBuf) -> Result<Applied, Refusal> {
     let outcome = match policy::load(&file) {
-        Ok(loaded) => gateway.apply(file.clone(), Arc::new(loaded)).await,
+        Ok(loaded) => {
+            if loaded.network.on_rule_change == OnRuleChange::Reevaluate {
+                gateway.shared.end_grace("changed rules end flows");
+            }
+            gateway.apply(file.clone(), Arc::new(loaded)).await
+        }
         Err(found) => Err(Refusal::Policy(found)),
     };
     match &outcome {

@@ -37,9 +37,9 @@ use std::path::PathBuf;
 
 pub use apply::Applied;
 pub use down::{DownReport, down};
+pub use older::Before;
 #[cfg(test)]
 pub(crate) use plan::Plan;
-pub use older::Before;
 pub use plan::explain_compile_errors;
 pub use preview::Preview;
 pub use shared::{InForce, Shared};

@@ -24,7 +24,7 @@ pub struct Before {
 /// Looks at the kernel's table of connections again; what cannot be asked is no reason not to start.
 pub fn look(takeover: &mut Takeover) {
     if let Err(error) = block_in_place(|| conntrack::for_each(|connection| takeover.take(connection))) {
-        log::warn!("nothing is taken over from the kernel's NAT: {error:#}");
+        log::info!("nothing is taken over from the kernel's NAT: {error:#}");
     }
 }
 

@@ -297,6 +297,15 @@ impl Shared {
         self.datapath.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Connections older than the first start are not adopted any more: what has just been ended must not come back as one.
+    pub fn end_grace(&self, why: &str) {
+        let datapath = self.datapath();
+        if datapath.adopts_for() != 0 {
+            datapath.adopt_for(0);
+            log::info!("connections older than the first start are not adopted any more: {why}");
+        }
+    }
+
     /// The ids.
     pub fn registry(&self) -> RwLockReadGuard<'_, Registry> {
         self.registry.read().unwrap_or_else(PoisonError::into_inner)

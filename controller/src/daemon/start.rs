@@ -96,9 +96,11 @@ impl Gateway {
                     }
                 } else if migrating {
                     log::info!("the upgrade failed: what ran before runs on");
-                    block_in_place(|| datapath::abandon(&options.pin_dir)).map(drop).unwrap_or_else(|error| {
-                        log::warn!("{error:#}");
-                    });
+                    block_in_place(|| datapath::abandon(&options.pin_dir)).map(drop).unwrap_or_else(
+                        |error| {
+                            log::warn!("{error:#}");
+                        },
+                    );
                 }
                 return Err(refusal);
             }
@@ -112,8 +114,9 @@ impl Gateway {
         let in_force =
             InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
         let tables = flows.clone();
-        let shared =
-            Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, health, orders, before));
+        let shared = Arc::new(Shared::new(
+            options, datapath, registry, in_force, flows, reaper, health, orders, before,
+        ));
         reap(&tables, &shared.reaper, Arc::clone(&shared)).context("starting the reaper")?;
         let history = History::open(state.path());
         let mut gateway =

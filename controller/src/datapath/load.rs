@@ -127,7 +127,10 @@ impl Datapath {
     }
 
     /// The tables of another layout that are to be migrated, or what is said about their being thrown away.
-    fn other_layout(pins: &Pins, options: &LoadOptions) -> anyhow::Result<(Option<Box<Old>>, Option<String>)> {
+    fn other_layout(
+        pins: &Pins,
+        options: &LoadOptions,
+    ) -> anyhow::Result<(Option<Box<Old>>, Option<String>)> {
         Ok(match (Old::find(pins)?, options.reset) {
             (Found::Nothing, _) => (None, None),
             (Found::Readable(old), false) => (Some(old), None),

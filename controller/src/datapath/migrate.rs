@@ -152,7 +152,13 @@ impl Old {
             FlowTable::map(&open("FLOWS6", size_of::<Bucket6>())?, size_of::<HalfRecord6>())?,
         ];
         let next_hops = open("NEXT_HOPS", size_of::<NextHop>())?;
-        Ok(Self { version, place, flows, next_hops, migrated: Migrated { from: version, ..Migrated::default() } })
+        Ok(Self {
+            version,
+            place,
+            flows,
+            next_hops,
+            migrated: Migrated { from: version, ..Migrated::default() },
+        })
     }
 
     /// Live flows at the moment.
@@ -177,7 +183,10 @@ impl Old {
         self.flows.iter().flat_map(move |table| {
             table.iter().filter_map(move |(index, record)| {
                 let ctl = Ctl(record.ctl);
-                if ctl.flags() & FLAG_FORWARD == 0 || !table.is_alive(&record, now) || record.peer >= table.slots() {
+                if ctl.flags() & FLAG_FORWARD == 0
+                    || !table.is_alive(&record, now)
+                    || record.peer >= table.slots()
+                {
                     return None;
                 }
                 let peer = table.read(record.peer)?;
