@@ -38,7 +38,7 @@ fn router(spec: &TopologySpec, public: &str) -> Topology {
     gateway.set_sysctl(&format!("net.ipv4.conf.{uplink}.forwarding"), "1").unwrap();
     let rules = format!(
         "table ip nat {{ chain post {{ type nat hook postrouting priority 100; oifname \"{uplink}\" ip saddr 10.0.0.0/16 \
-         snat to {public}; }} }}"
+         snat to {public}; }}; }}"
     );
     gateway.run(&["nft", &rules]).unwrap();
     // Who answers for that address is not what this is about.

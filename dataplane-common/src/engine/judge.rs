@@ -304,6 +304,14 @@ fn from_host<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended>
         return Err(Reason::NoGuest.into());
     }
     opens(ctx)?;
+    if ctx.adopt != 0 {
+        // What the host forwards for others, perhaps through a NAT of its own, is no connection of the host's.
+        let own =
+            |network| F::endpoint(env, ctx.generation, network, F::source(ctx)) >> 24 & !AT_PROXY == AT_HOST;
+        if !own(ctx.key.network) && !own(WORLD) {
+            return Err(Reason::NoFlow.into());
+        }
+    }
     ctx.to = at & 0xff_ffff;
     ctx.ingress = NEXT_HOP_HOST;
     ctx.way = WAY_DIRECT;
