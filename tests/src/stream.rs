@@ -113,7 +113,7 @@ impl UdpStreamOfNumbers {
         let progress = Arc::new(Progress::default());
         let mine = Arc::clone(&progress);
         let thread = std::thread::spawn(move || {
-            let mut talk = || -> anyhow::Result<u64> {
+            let talk = || -> anyhow::Result<u64> {
                 let (mut number, mut lost, mut in_a_row) = (0u64, 0, 0);
                 while !mine.stop.load(Ordering::Relaxed) {
                     // Told of errors of the moment, which count as a loss.
