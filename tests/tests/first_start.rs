@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use portcullis_tests::edge::{Edge, LabPolicy, WithHook, under_both};
+use portcullis_tests::edge::{Edge, LabPolicy, under_both};
 use portcullis_tests::lab::{
     Frame, Sniffer, TcpEcho, TcpFlags, Topology, TopologySpec, UdpEcho, eventually, ping, tcp_connect,
     tcp_exchange, udp_socket,
