@@ -12,4 +12,5 @@ pub mod flows;
 pub mod hosts;
 pub mod observe;
 pub mod policy;
+pub mod privileges;
 pub mod probes;

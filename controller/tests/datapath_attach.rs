@@ -129,7 +129,7 @@ fn a_restart_replaces_programs_under_the_same_links_and_every_packet_is_counted_
         assert!(sent > 100, "{sent} packets in five restarts");
         assert_eq!(counted(&datapath) - at_start, sent);
         // Only the last load's program arrays are left.
-        let stages = std::fs::read_dir(place.pins().join("v3")).expect("lists").flatten();
+        let stages = std::fs::read_dir(place.pins().join("v4")).expect("lists").flatten();
         let stages: Vec<_> =
             stages.map(|e| e.file_name()).filter(|n| n.to_string_lossy().starts_with("stages")).collect();
         assert_eq!(stages.len(), 2, "{stages:?}");
@@ -315,7 +315,7 @@ fn attaching_again_in_the_same_life_changes_nothing() {
         datapath.undo(again);
         assert_eq!(datapath.hooks().expect("asks"), before);
         drop(datapath);
-        assert!(place.pins().join("v3/stages-1-xdp").exists(), "attached programs keep their stages");
+        assert!(place.pins().join("v4/stages-1-xdp").exists(), "attached programs keep their stages");
     });
 }
 

@@ -20,7 +20,7 @@ fn every_program_passes_the_verifier_and_says_how_many_instructions_it_took() {
     in_a_place_of_its_own(|place| {
         let datapath = Datapath::open(&place.pins(), &small()).expect("opens");
         let programs = datapath.program_info().expect("info");
-        assert_eq!(programs.len(), 31, "{programs:#?}");
+        assert_eq!(programs.len(), 33, "{programs:#?}");
         for program in &programs {
             let instructions = program.verified_instructions.expect("known since 5.16");
             println!("{:>20} {instructions:>7} instructions", program.name);
@@ -71,7 +71,7 @@ fn another_wish_for_the_flow_table_is_told_and_not_followed_while_there_is_one()
 #[test]
 fn a_table_of_another_shape_is_refused_and_left_alone() {
     in_a_place_of_its_own(|place| {
-        let maps = place.pins().join("v3/maps");
+        let maps = place.pins().join("v4/maps");
         fs::create_dir_all(&maps).expect("makes");
         let odd = HashMap::<MapData, u32, u64>::create(16, 0).expect("creates");
         odd.pin(maps.join("NEXT_HOPS")).expect("pins");
@@ -103,7 +103,7 @@ fn the_bpf_filesystem_is_mounted_where_it_belongs_if_nobody_has() {
         let pins = std::path::Path::new(DEFAULT_PINS);
         assert!(!pins.exists());
         drop(Datapath::open(pins, &small()).expect("opens"));
-        assert!(pins.join("v3/maps/CONTROL").exists());
+        assert!(pins.join("v4/maps/CONTROL").exists());
         down(pins).expect("goes down");
         assert!(!pins.exists());
     });
@@ -127,8 +127,8 @@ fn down_removes_everything_also_when_half_of_it_is_missing_and_nothing_the_secon
     in_a_place_of_its_own(|place| {
         let mut datapath = Datapath::open(&place.pins(), &small()).expect("opens");
         datapath.install(&image(1, 10, 11)).expect("installs");
-        fs::remove_file(place.pins().join("v3/maps/CONTROL")).expect("removes");
-        fs::remove_file(place.pins().join("v3/stages-1-tc")).expect("removes");
+        fs::remove_file(place.pins().join("v4/maps/CONTROL")).expect("removes");
+        fs::remove_file(place.pins().join("v4/stages-1-tc")).expect("removes");
         let removed = down(&place.pins()).expect("goes down");
         assert!(removed.contains(&"table FLOWS".to_owned()), "{removed:?}");
         assert!(removed.contains(&"program array stages-1-xdp".to_owned()), "{removed:?}");
@@ -162,7 +162,7 @@ fn a_learned_hardware_address_outlives_policies_until_the_guest_leaves() {
 fn a_load_that_was_never_attached_leaves_no_program_arrays() {
     in_a_place_of_its_own(|place| {
         drop(Datapath::open(&place.pins(), &small()).expect("opens"));
-        let left: Vec<_> = fs::read_dir(place.pins().join("v3")).expect("lists").flatten().collect();
+        let left: Vec<_> = fs::read_dir(place.pins().join("v4")).expect("lists").flatten().collect();
         assert!(left.iter().all(|e| !e.file_name().to_string_lossy().starts_with("stages")), "{left:?}");
     });
 }

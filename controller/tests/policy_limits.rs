@@ -247,13 +247,36 @@ fn what_a_change_of_rules_does_to_live_flows_is_said_once() {
 #[test]
 fn both_flow_tables_have_a_size() {
     let table = accepted(&[("maxFlowsIPv6: 65536", "maxFlowsIPv6: 4194304")]).network.flow_table;
-    assert_eq!(table, FlowTable { max_flows: 262_144, max_flows_v6: 4_194_304 });
+    assert_eq!(
+        table,
+        FlowTable {
+            max_flows: 262_144,
+            max_flows_v6: 4_194_304,
+            max_flows_per_guest: 65_536,
+            max_flows_per_guest_v6: 1_048_576,
+        }
+    );
     assert_eq!(accepted(&[("  maxFlowsIPv6: 65536\n", "")]).network.flow_table, FlowTable::default());
     refused(
         &[("maxFlowsIPv6: 65536", "maxFlowsIPv6: 1023")],
         "1023",
         "`maxFlowsIPv6` is 1023, outside 1024..=4194304",
         "from 1024 to 4194304",
+    );
+}
+
+#[test]
+fn a_guest_may_hold_a_quarter_of_either_table_but_no_less_than_1024_flows_or_what_the_policy_says() {
+    let small = accepted(&[("maxFlowsIPv6: 65536", "maxFlowsIPv6: 2048")]).network.flow_table;
+    assert_eq!((small.max_flows_per_guest, small.max_flows_per_guest_v6), (65_536, 1024));
+    let told = "maxFlowsIPv6: 65536\n  maxFlowsPerGuest: 16\n  maxFlowsPerGuestIPv6: 5000";
+    let told = accepted(&[("maxFlowsIPv6: 65536", told)]).network.flow_table;
+    assert_eq!((told.max_flows_per_guest, told.max_flows_per_guest_v6), (16, 5000));
+    refused(
+        &[("maxFlowsIPv6: 65536", "maxFlowsPerGuest: 15")],
+        "15",
+        "`maxFlowsPerGuest` is 15, outside 16..=4194304",
+        "from 16 to 4194304",
     );
 }
 

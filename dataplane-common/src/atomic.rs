@@ -60,6 +60,33 @@ pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     }
 }
 
+/// Adds `value` to `*word`, wrapping, and returns what it was before.
+///
+/// # Safety
+/// As for [`compare_exchange`].
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: the caller vouches for `word`; a fetching add is a full barrier, as the two above.
+        unsafe {
+            core::arch::asm!(
+                "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+                word = in(reg) word, value = inout(reg) value, options(nostack)
+            );
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        step();
+        // SAFETY: the caller vouches for `word`.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, SeqCst)
+    }
+}
+
 /// Reads `*word` once.
 ///
 /// # Safety

@@ -10,9 +10,9 @@ pub const TICK_SHIFT: u32 = 26;
 /// refused as `contended`; the shorter this is, the fewer those are.
 pub const GRACE: u32 = 3;
 
-/// Ticks in `seconds`, at least one.
+/// Ticks in `seconds`, rounded up, at least one: no timer runs out before its time (RFC 4787 REQ-5, RFC 5508 REQ-2).
 pub const fn ticks(seconds: u32) -> u32 {
-    let t = ((seconds as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
+    let t = (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32;
     if t == 0 { 1 } else { t }
 }
 
@@ -38,6 +38,15 @@ mod tests {
     #[test]
     fn four_minutes_are_within_a_tick_of_four_minutes() {
         let ns = (ticks(240) as u64) << TICK_SHIFT;
-        assert!(ns <= 240_000_000_000 && ns > 239_900_000_000);
+        assert!((240_000_000_000..240_100_000_000).contains(&ns));
+    }
+
+    #[test]
+    fn no_timer_runs_out_before_its_time_however_the_seconds_fall() {
+        for seconds in (1..100_000).chain([u32::MAX / 16]) {
+            let ns = (ticks(seconds) as u64) << TICK_SHIFT;
+            let wanted = seconds as u64 * 1_000_000_000;
+            assert!(ns >= wanted && ns - wanted < 1 << TICK_SHIFT, "{seconds} s");
+        }
     }
 }

@@ -2,10 +2,11 @@
 //! and over plain Rust in [`crate::engine::host`].
 
 use crate::engine::Context;
-use crate::flow::Taken;
-use crate::layout::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, WORLD};
+use crate::flow::{Ctl, Taken};
+use crate::layout::{Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, WORLD};
 use crate::policy::Page;
 use crate::reason::Reason;
+use crate::reassembly::DatagramSet;
 
 /// One attempt of a bounded search that may be too long to inline; see [`Env::search`].
 pub trait Step<E: Env> {
@@ -21,6 +22,8 @@ pub enum Budget {
     Reevaluate = 0,
     /// Packets of our own: refusals.
     Answer = 1,
+    /// Looks for dead flows of a guest that has as many as it may.
+    Relieve = 2,
 }
 
 /// What is remembered of a claim that failed: for how long, and how far the search got, 0 if to the end.
@@ -45,16 +48,6 @@ pub struct FragmentKey {
     pub version: u8,
 }
 
-/// What later fragments lack. Network order.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FragmentPorts {
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// Tick after which the rest is not waited for any more.
-    pub until: u32,
-}
-
 /// Tables, counters and time. Pointers returned stay valid for the rest of the packet; the records behind them are
 /// shared with other CPUs and only changed the way [`crate::flow`] says.
 pub trait Env: Sized {
@@ -66,6 +59,11 @@ pub trait Env: Sized {
     fn next_hop(&self, index: u32) -> Option<*mut NextHop>;
     fn bucket(&self, index: u32) -> Option<*mut Bucket>;
     fn bucket6(&self, index: u32) -> Option<*mut Bucket6>;
+    /// What the guest with this next hop has of the flow tables.
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows>;
+    fn cursors(&self) -> Option<*mut Cursors>;
+    /// A place in the ring of half-open flows of IPv4 or IPv6, see [`crate::quota`].
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64>;
     fn page(&self, generation: u32, index: u32) -> Option<*const Page>;
     /// Global class of an address (network order); 0 when no prefix of the policy covers it.
     fn address_class(&self, generation: u32, address: u32) -> u32;
@@ -96,14 +94,23 @@ pub trait Env: Sized {
     fn refuse(&self, key: &FlowKey, refusal: Refusal);
     /// Counts a claim that succeeded at its `n`-th candidate.
     fn tried(&self, n: u32);
-    /// The ports of a fragmented datagram, if its first fragment has been seen.
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
-    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts);
+    /// A set of [`crate::reassembly`].
+    fn datagrams(&self, set: u32) -> Option<*mut DatagramSet>;
+    /// [`crate::reassembly::recall`] and [`crate::reassembly::remember`]; here for the reason that [`Env::insert`] is.
+    fn recall(&self, ctx: &mut Context);
+    fn remember(&self, ctx: &mut Context);
+    /// An IPv4 identification for a datagram that is fragmented here: none of the last 65,535 (RFC 6864 §4.3).
+    fn identification(&self) -> u16;
     /// [`crate::flow::insert`] of `ctx.claim`. Here and not called directly, because in the kernel it is a function that the
     /// verifier checks once instead of at each of its calls.
     fn insert(&self, ctx: &mut Context) -> Taken;
     /// The same of `ctx.claim6` into the table for IPv6.
     fn insert6(&self, ctx: &mut Context) -> Taken;
+    /// [`crate::engine::tcp::turn`] of the flow with this slot, whose control word was `before`; a function of its own for the
+    /// same reason, and because hardly a packet needs it.
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: Ctl);
+    /// The same of the table for IPv6.
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: Ctl);
     /// Takes one from a budget of this CPU and tick; `false` if there is none left.
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool;
     /// Look-ups only: nothing is claimed, learned or prolonged. Constant for a program.

@@ -105,6 +105,7 @@ pub trait Family: Copy {
     fn route<E: Env>(env: &E, address: Self::Address) -> u32;
     fn address_class<E: Env>(env: &E, generation: u32, address: Self::Address) -> u32;
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken;
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl);
 }
 
 #[derive(Clone, Copy)]
@@ -312,6 +313,10 @@ impl Family for V4 {
     #[inline(always)]
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
         env.insert(ctx)
+    }
+    #[inline(always)]
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        env.tcp_turn(ctx, index, before);
     }
 }
 
@@ -563,6 +568,10 @@ impl Family for V6 {
     #[inline(always)]
     fn insert<E: Env>(env: &E, ctx: &mut Context) -> flow::Taken {
         env.insert6(ctx)
+    }
+    #[inline(always)]
+    fn tcp_turn<E: Env>(env: &E, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        env.tcp_turn6(ctx, index, before);
     }
 }
 

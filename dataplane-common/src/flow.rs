@@ -10,6 +10,7 @@ use crate::clock::{self, passed};
 use crate::env::Env;
 use crate::family::Family;
 use crate::layout::{BUCKET_SLOTS, Control, FlowKey, HalfRecord};
+use crate::quota;
 
 /// The control word: `generation:32 | phase:8 | tcp:8 | idle:8 | flags:8`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +68,11 @@ impl Ctl {
     #[inline(always)]
     pub const fn with_phase(self, phase: u8) -> Self {
         Self(self.0 & !(0xff << 24) | (phase as u64) << 24)
+    }
+    /// The word of a flow that has ended: it counts for nobody any more, see [`crate::quota`].
+    #[inline(always)]
+    pub const fn ended(self) -> Self {
+        Self(self.with_phase(ENDED).0 & !(FLAG_FORWARD as u64))
     }
     #[inline(always)]
     pub const fn with_tcp(self, tcp: u8) -> Self {
@@ -177,7 +183,7 @@ pub unsafe fn alive<F: Family, E: Env>(env: &E, r: *const HalfRecord, now: u32) 
     unsafe { !passed((*r).deadline, now) || peer_alive::<F, E>(env, (*r).peer, ctl(r).generation(), now, 0) }
 }
 
-/// May the slot be taken? Free, dead for longer than the grace, or abandoned half-way (which no program does).
+/// May the slot be taken? Free, dead for longer than the grace, or abandoned with its key written (which no program does).
 ///
 /// # Safety
 /// `r` points into the flow table.
@@ -194,6 +200,8 @@ pub unsafe fn reusable<F: Family, E: Env>(env: &E, r: *const HalfRecord, c: Ctl,
         match c.phase() {
             LIVE => !peer_alive::<F, E>(env, (*r).peer, c.generation(), now, clock::GRACE),
             ENDED => true,
+            // Its deadline is that of whoever had the slot before, until its owner has written his own.
+            BUSY => false,
             _ => passed((*r).deadline.wrapping_add(8 * clock::GRACE), now),
         }
     }
@@ -371,6 +379,7 @@ pub unsafe fn insert<F: Family, E: Env>(env: &E, key: &F::Key, now: u32, notes: 
             if atomic::compare_exchange(&raw mut (*r).ctl, before.0, busy.0) != before.0 {
                 continue;
             }
+            quota::recycled(env, r, before);
             (*r).deadline = now;
             F::write_key(r, key);
             atomic::exchange(&raw mut (*r).ctl, Ctl::new(generation, TENTATIVE, 0, 0, 0).0);
@@ -415,6 +424,8 @@ pub struct Body {
     pub new_source_port: u16,
     pub new_destination_port: u16,
     pub rule: u32,
+    /// See [`HalfRecord::ack`].
+    pub ack: u32,
 }
 
 /// Fills a taken slot and makes it findable, with a full barrier before.
@@ -436,7 +447,7 @@ pub fn publish<F: Family, E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) 
         (*r).rule = body.rule;
         (*r).packets = 0;
         (*r).bytes_low = 0;
-        (*r).ack = 0;
+        (*r).ack = body.ack;
         atomic::exchange(&raw mut (*r).ctl, ctl.0);
     }
 }
@@ -459,7 +470,9 @@ pub fn end<F: Family, E: Env>(env: &E, index: u32, generation: u32, now: u32) {
             }
             (*r).deadline = now;
             at = (*r).peer;
-            atomic::compare_exchange(&raw mut (*r).ctl, seen.0, seen.with_phase(ENDED).0);
+            if atomic::compare_exchange(&raw mut (*r).ctl, seen.0, seen.ended().0) == seen.0 {
+                quota::recycled(env, r, seen);
+            }
         }
     }
 }

@@ -7,14 +7,17 @@ use std::vec::Vec;
 
 use shuttle::thread;
 
-use crate::clock::GRACE;
+use crate::atomic;
+use crate::clock::{self, GRACE};
+use crate::engine::Context;
 use crate::engine::host::HostEnv;
 use crate::env::Env as _;
 use crate::family::V4;
 use crate::flow::{
     self, BUSY, Body, Ctl, FLAG_FORWARD, FREE, LIVE, Taken, find, insert, publish, record, withdraw,
 };
-use crate::layout::{BUCKET_SLOTS, FlowKey, KIND_FLOW};
+use crate::layout::{BUCKET_SLOTS, FlowKey, KIND_FLOW, WORLD, hops};
+use crate::quota;
 
 const SCHEDULES: usize = 20_000;
 const TCP: u8 = 6;
@@ -236,6 +239,81 @@ fn a_key_given_back_by_one_is_anothers_and_a_port_has_one_owner_at_a_time() {
             assert!(!phases.contains(&BUSY) && !phases.contains(&LIVE), "{phases:?}");
             env.set_now(env.now() + GRACE + 1);
             assert!(take(env, 7).is_slot(), "and is free behind it");
+        },
+    );
+}
+
+const GUEST: u16 = 5;
+
+fn ledger(env: &HostEnv) -> (i32, u64) {
+    let guest = env.guest_flows(GUEST.into()).expect("a next hop");
+    // SAFETY: an element of the table; its words are only accessed atomically.
+    unsafe {
+        (quota::held(atomic::load(&raw const (*guest).held)), atomic::load(&raw const (*guest).waiting))
+    }
+}
+
+/// Opens the flow from the world with this port to the guest, as the claim does; its slot and generation.
+fn open(env: &HostEnv, port: u16) -> Option<Taken> {
+    let guest = env.guest_flows(GUEST.into()).expect("a next hop");
+    // SAFETY: as above.
+    unsafe {
+        atomic::add(&raw mut (*guest).held, 1);
+        atomic::add(&raw mut (*guest).waiting, 1);
+    }
+    let (mut notes, key) = (0, FlowKey { network: WORLD, ..key(port) });
+    // SAFETY: a word of our own.
+    let taken = unsafe { insert::<V4, _>(env, &key, env.now(), &raw mut notes) };
+    if !taken.is_slot() {
+        quota::give_back(env, GUEST);
+        // SAFETY: as above.
+        unsafe { atomic::add(&raw mut (*guest).waiting, 1u64.wrapping_neg()) };
+        return None;
+    }
+    let body = Body { peer: taken.index(), deadline: env.now() + 1, hops: hops(GUEST, 9), ..Body::default() };
+    publish::<V4, _>(env, taken, &body, Ctl::new(taken.generation(), LIVE, 0, 0, FLAG_FORWARD));
+    let mut ctx = Context { now: env.now(), ..Context::default() };
+    ctx.key.network = WORLD;
+    ctx.relief.payer = GUEST;
+    quota::enter::<V4, _>(env, &ctx, &env.control, taken.index(), taken.generation());
+    Some(taken)
+}
+
+#[test]
+fn a_flow_that_is_ended_freed_and_taken_over_by_several_at_once_counts_once_and_the_ring_bounds_the_half_open()
+ {
+    explore(
+        3,
+        |env, number| {
+            let mut opened = 0;
+            for turn in 0..4 {
+                if let Some(taken) = open(env, 10 * number + turn) {
+                    opened += 1;
+                    if turn == 1 {
+                        // Another may be ending it in the ring's name.
+                        flow::end::<V4, _>(env, taken.index(), taken.generation(), env.now());
+                    }
+                }
+                if turn == 2 && number == 0 {
+                    // All that has been made so far is dead, but what is half made is not abandoned.
+                    env.set_now(env.now() + GRACE + 2);
+                }
+            }
+            opened
+        },
+        |env, outcomes| {
+            let lives = records(env).into_iter().filter(|(phase, _)| *phase == LIVE).count();
+            let (held, waiting) = ledger(env);
+            assert_eq!(held as usize, lives, "{outcomes:?}");
+            // A table of one bucket has a ring of one place.
+            assert_eq!(waiting, 1, "{outcomes:?}");
+            let now = env.now();
+            let half_open = (0..BUCKET_SLOTS as u32).filter(|index| {
+                let r = record::<V4, _>(env, *index).expect("a slot");
+                // SAFETY: it points into the table, which nobody else uses now.
+                unsafe { flow::ctl(r).phase() == LIVE && !clock::passed((*r).deadline, now) }
+            });
+            assert!(half_open.count() <= 1, "{outcomes:?}");
         },
     );
 }

@@ -2,6 +2,9 @@
 //! counters, events. ADR 0001 says why they look like this. Any change here that is not an addition in padding is a
 //! new [`ABI`], and with it a new pin directory.
 
+use crate::packet::parse::Station;
+use crate::packet::wire::{load16, load32};
+
 /// Version of everything in this file and in [`crate::policy`].
 pub const ABI: u32 = 4;
 
@@ -19,7 +22,7 @@ pub struct Control {
     /// The same of the table for IPv6.
     pub bucket_mask6: u32,
     /// What was before these tables: 0 nothing of interest, [`START_MIGRATING`], or the last tick at which TCP connections
-    /// older than the tables are adopted (ADR 0014).
+    /// older than the tables are adopted (ADR 0011).
     pub start: u32,
     /// Secrets of the flow hash; drawn once when the tables are made.
     pub seed: [u64; 2],
@@ -40,7 +43,7 @@ pub struct Settings {
     pub tcp_half_open: u32,
     /// Ticks a flow's port is held after both sides have sent FIN.
     pub tcp_fin: u32,
-    /// Ticks after a RST.
+    /// Ticks after a RST of the end itself.
     pub tcp_reset: u32,
     /// `HOST_*` bits: what guests may ask of the host.
     pub host_access: u32,
@@ -58,7 +61,8 @@ pub struct Settings {
     pub answers: u32,
     /// Ticks a UDP port stays with its inside socket after its flows have idled out.
     pub udp_hold: u32,
-    pub pad: u32,
+    /// Ticks after a RST that may be anybody's, if nobody speaks any more.
+    pub tcp_transitory: u32,
     pub services: [Service; 16],
 }
 
@@ -108,7 +112,21 @@ pub struct Device {
     /// The hardware address we answer ARP with: the device's own, or its bridge's.
     pub mac: [u8; 6],
     pub pad1: u16,
-    pub pad2: [u32; 4],
+    /// All ones where frames for other stations may arrive: on uplinks and on devices that several guests share. 0: whatever
+    /// arrives comes from the one guest, and is for us.
+    pub strict: u32,
+    pub pad2: [u32; 3],
+}
+
+impl Device {
+    /// Is the frame for another hardware address than the device's? Without a branch: every packet is asked.
+    #[inline(always)]
+    pub fn apart(&self, station: Station) -> bool {
+        // SAFETY: the six bytes of `mac`, which stands at an even address.
+        let own =
+            unsafe { Station(load32::<0, _>(&raw const self.mac), load16::<4, _>(&raw const self.mac)) };
+        ((station.0 ^ own.0) | (station.1 ^ own.1) as u32) & self.strict != 0
+    }
 }
 
 pub const DEVICE_GUEST: u8 = 1;
@@ -235,8 +253,9 @@ pub struct HalfRecord {
     pub packets: u32,
     /// The lower 32 bits of this direction's bytes.
     pub bytes_low: u32,
-    /// TCP: the last acknowledgement number this direction sent, network order. Who wants to end the flow must know what
-    /// each side expects next (RFC 5961 §3.2).
+    /// TCP: the last acknowledgement number this direction sent, network order; or what it is to acknowledge, if a SYN or FIN of
+    /// the other direction is not acknowledged yet. 0 is not known. Who wants to end the flow must know what each side
+    /// expects next (RFC 5961 §3.2; [`crate::tcp_state`]).
     pub ack: u32,
 }
 
@@ -310,6 +329,42 @@ pub struct Bucket6 {
     pub slots: [HalfRecord6; BUCKET_SLOTS],
 }
 
+/// What one guest has of the flow table: one element for each next hop, which is one address of one guest. A cache line of its
+/// own, since every new flow of the guest writes it, on whatever processor. See [`crate::quota`].
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GuestFlows {
+    /// `reserved:32 | held:32`: how many places have been asked for, ever, and how many flows the guest holds.
+    pub held: u64,
+    /// Its places in the ring of half-open flows.
+    pub waiting: u64,
+    /// Where in that ring its oldest place may be; only a hint.
+    pub oldest: u64,
+    /// Packets that opened no flow because the guest had as many as it may.
+    pub refused: u64,
+    /// Half-open flows ended to make room for new ones.
+    pub replaced: u64,
+    pub pad: [u64; 3],
+}
+
+/// Where work on the whole table goes on, of IPv4 and IPv6.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cursors {
+    /// The next place in the ring of half-open flows, modulo its size.
+    pub half_open: [u64; 2],
+    /// The next slot to be looked at for a dead flow, modulo the number of slots.
+    pub sweep: [u64; 2],
+    pub pad: [u64; 4],
+}
+
+/// Places in the ring of half-open flows of a table with this many buckets less one: an eighth of the flows it is made
+/// for, which are two to a bucket.
+#[inline(always)]
+pub const fn half_open_mask(bucket_mask: u32) -> u32 {
+    bucket_mask >> 2
+}
+
 /// Packets and bytes; the element of the per-CPU reason counters.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -380,6 +435,8 @@ const _: () = {
     // Next hops fit the twelve bits that a half-record has for each.
     assert!(NEXT_HOP_SLOTS == 1 << 12);
     assert!(size_of::<Event>() == 72);
+    assert!(size_of::<GuestFlows>() == 64, "one cache line");
+    assert!(size_of::<Cursors>() == 64);
 };
 
 #[cfg(feature = "user")]
@@ -402,6 +459,8 @@ mod pod {
         super::Bucket6,
         super::Count,
         super::RuleCount,
+        super::GuestFlows,
+        super::Cursors,
         super::Event
     );
 }

@@ -24,7 +24,9 @@ pub mod layout;
 pub mod opaque;
 pub mod packet;
 pub mod policy;
+pub mod quota;
 pub mod reason;
+pub mod reassembly;
 pub mod snat;
 pub mod tcp_state;
 

@@ -64,6 +64,8 @@ pub struct Header {
     pub endpoints_used: u32,
     pub frontends_used: u32,
     pub listeners_used: u32,
+    /// Flows that one guest may hold of IPv4 and of IPv6; 0 for as many as there is room for.
+    pub flow_quota: [u32; 2],
 }
 
 /// One address of one guest: an IP configuration with its groups, next hop and way out.

@@ -56,7 +56,7 @@ reasons! {
     EtherType = "ethertype", true;
     /// A VLAN tag on a device that the policy declares untagged.
     Vlan = "vlan_tag", true;
-    /// A fragment whose first part, with the ports, has not been seen; or one cut to deceive.
+    /// A fragment cut to deceive, or of a message that is never fragmented.
     Fragment = "fragment", true;
     /// An ICMP error about no live flow, one that quotes too little, or one that is not forwarded (a redirect).
     IcmpError = "icmp_error", true;
@@ -130,6 +130,18 @@ reasons! {
     SnatSearching = "snat_search_goes_on", true;
     /// Longer than the next link takes, and not to be fragmented.
     TooBig = "packet_too_big", true;
+    /// The guest holds as many flows as one guest may (`flowTable.maxFlowsPerGuest`).
+    GuestFlowQuota = "guest_flow_quota", true;
+    /// The guest has as many half-open flows from outside as one may, and the oldest was not found in time.
+    HalfOpenQuota = "half_open_quota", true;
+    /// A later fragment before the one it follows, or long after it: nothing can be held back here.
+    FragmentOutOfOrder = "fragment_out_of_order", true;
+    /// A fragment of bytes that another one has brought already.
+    FragmentOverlap = "fragment_overlap", true;
+    /// Longer than the next link takes, and cut into fragments, each of which counts for itself.
+    Fragmented = "fragmented", false;
+    /// A frame for another station's hardware address, on a device that several guests share.
+    NotForUs = "not_for_us", true;
     /// A segment of a connection older than the first start, which policy allows: a flow from now on, sent on.
     Adopted = "adopted", false;
 }

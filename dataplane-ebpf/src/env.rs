@@ -3,14 +3,18 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use portcullis_common::atomic;
 use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::engine::{self, Context};
-use portcullis_common::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
+use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{V4, V6};
-use portcullis_common::flow::{self, Taken};
+use portcullis_common::flow::{self, Ctl, Taken};
 use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
-use portcullis_common::{Bucket, Bucket6, Control, Device, FlowKey, NextHop, Reason, RuleCount};
+use portcullis_common::reassembly::{self, DatagramSet};
+use portcullis_common::{
+    Bucket, Bucket6, Control, Cursors, Device, FlowKey, GuestFlows, NextHop, Reason, RuleCount,
+};
 
 use crate::maps::*;
 
@@ -45,6 +49,46 @@ pub extern "C" fn pc_insert6(slot: u32) -> u64 {
     let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return Taken::FULL.0 };
     // SAFETY: see `scratch`; the caller waits.
     unsafe { flow::insert::<V6, _>(&Maps::<0>, &(*ctx).claim6, (*ctx).now, &raw mut (*ctx).notes).0 }
+}
+
+/// [`reassembly::recall`], verified once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_recall(slot: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    reassembly::recall(&Maps::<0>, unsafe { &mut *ctx });
+    1
+}
+
+/// [`reassembly::remember`], verified once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_remember(slot: u32) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    reassembly::remember(&Maps::<0>, unsafe { &mut *ctx });
+    1
+}
+
+/// What a TCP segment does to the flow in slot `index`, whose control word was `before`. A global function for the same reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::tcp::turn::<V4, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
+    1
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pc_tcp_turn6(slot: u32, index: u32, before: u64) -> u32 {
+    let Some(ctx) = SCRATCH.get_ptr_mut(slot & 1) else { return 0 };
+    // SAFETY: see `scratch`; the caller waits.
+    engine::tcp::turn::<V6, _>(&Maps::<0>, unsafe { &*ctx }, index, Ctl(before));
+    1
 }
 
 /// Counts a hit, and makes the element at the first one. A global function for the same reason.
@@ -108,8 +152,20 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         FLOWS6.get_ptr_mut(index)
     }
     #[inline(always)]
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows> {
+        GUEST_FLOWS.get_ptr_mut(hop)
+    }
+    #[inline(always)]
+    fn cursors(&self) -> Option<*mut Cursors> {
+        CURSORS.get_ptr_mut(0)
+    }
+    #[inline(always)]
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64> {
+        if v6 { HALF_OPEN6.get_ptr_mut(place) } else { HALF_OPEN.get_ptr_mut(place) }
+    }
+    #[inline(always)]
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
-        PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const())
+        PAGES.get_value_ptr_mut(generation & 1, &index).map(|p| p.cast_const().cast())
     }
     #[inline(always)]
     fn address_class(&self, generation: u32, address: u32) -> u32 {
@@ -249,13 +305,33 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
         }
     }
     #[inline(always)]
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        // SAFETY: eight aligned bytes; a torn one is of another datagram that has the same identifier.
-        unsafe { FRAGMENTS.get(key) }.copied()
+    fn datagrams(&self, set: u32) -> Option<*mut DatagramSet> {
+        DATAGRAMS.get_ptr_mut(set)
     }
     #[inline(always)]
-    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
-        let _ = FRAGMENTS.insert(key, ports, 0);
+    fn recall(&self, _ctx: &mut Context) {
+        pc_recall(SLOT);
+    }
+    #[inline(always)]
+    fn remember(&self, _ctx: &mut Context) {
+        pc_remember(SLOT);
+    }
+    #[inline(always)]
+    fn identification(&self) -> u16 {
+        let Some(last) = IDENTIFICATION.get_ptr_mut(0) else { return 0 };
+        let mut tries = 0;
+        // SAFETY: the element is only ever written here. Where a restart begins nobody can guess.
+        unsafe {
+            while tries < 4 {
+                let before = atomic::load(last);
+                let next = if before == 0 { bpf_get_prandom_u32() as u64 | 1 } else { before + 1 };
+                if atomic::compare_exchange(last, before, next) == before {
+                    return next as u16;
+                }
+                tries += 1;
+            }
+            bpf_get_prandom_u32() as u16
+        }
     }
     #[inline(always)]
     fn insert(&self, _ctx: &mut Context) -> Taken {
@@ -264,6 +340,14 @@ impl<const SLOT: u32> Env for Maps<SLOT> {
     #[inline(always)]
     fn insert6(&self, _ctx: &mut Context) -> Taken {
         Taken(pc_insert6(SLOT))
+    }
+    #[inline(always)]
+    fn tcp_turn(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn(SLOT, index, before.0);
+    }
+    #[inline(always)]
+    fn tcp_turn6(&self, _ctx: &mut Context, index: u32, before: Ctl) {
+        pc_tcp_turn6(SLOT, index, before.0);
     }
     #[inline(always)]
     fn spend(&self, which: Budget, now: u32, budget: u32) -> bool {

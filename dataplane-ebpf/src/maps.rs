@@ -6,12 +6,15 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use portcullis_common::engine::Context;
-use portcullis_common::env::{FragmentKey, FragmentPorts, Refusal};
-use portcullis_common::policy::{EndpointKey, EndpointKey6, Page};
+use portcullis_common::env::Refusal;
+use portcullis_common::packet::cut::{Cut, LONGEST, ROOM};
+use portcullis_common::policy::{EndpointKey, EndpointKey6};
 use portcullis_common::reason::REASON_SLOTS;
+use portcullis_common::reassembly::{DATAGRAM_SETS, DatagramSet};
 use portcullis_common::snat::TRIED_BUCKETS;
 use portcullis_common::{
-    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop, RuleCount,
+    Bucket, Bucket6, Control, Count, Cursors, DEVICE_SLOTS, Device, Event, FlowKey, GuestFlows,
+    NEXT_HOP_SLOTS, NextHop, RuleCount,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -35,9 +38,27 @@ pub static FLOWS: Array<Bucket, 4096, MMAPABLE> = Array::new();
 #[btf_map]
 pub static FLOWS6: Array<Bucket6, 1024, MMAPABLE> = Array::new();
 
-/// Indexed by the generation's parity, as are the six below.
+/// By next hop: what each guest has of the flow tables.
 #[btf_map]
-pub static PAGES: ArrayOfMaps<Array<Page, 1, INNER>, 2> = ArrayOfMaps::new();
+pub static GUEST_FLOWS: Array<GuestFlows, { NEXT_HOP_SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static CURSORS: Array<Cursors, 1> = Array::new();
+
+/// The ring of half-open flows; overridden at load to an eighth of `flowTable.maxFlows`, as is the other one.
+#[btf_map]
+pub static HALF_OPEN: Array<u64, 1024> = Array::new();
+
+#[btf_map]
+pub static HALF_OPEN6: Array<u64, 256> = Array::new();
+
+/// Indexed by the generation's parity, as are the six below.
+///
+/// The words of a [`portcullis_common::policy::Page`], not the struct: Linux before 6.2 remembers of a table whose BTF says "struct"
+/// that it looked for a timer in it, and takes no other table in its slot that has no BTF, as the controller's have none
+/// (`bpf_map_meta_equal` compared `timer_off`, -ENOENT with -EINVAL).
+#[btf_map]
+pub static PAGES: ArrayOfMaps<Array<[u64; 64], 1, INNER>, 2> = ArrayOfMaps::new();
 
 #[btf_map]
 pub static PREFIXES: ArrayOfMaps<LpmTrie<[u8; 4], u32, 1>, 2> = ArrayOfMaps::new();
@@ -81,9 +102,23 @@ pub static ROUTES6: LpmTrie<[u8; 16], u32, 65536> = LpmTrie::new();
 #[btf_map]
 pub static REFUSALS: LruHashMap<FlowKey, Refusal, 16384> = LruHashMap::new();
 
-/// Ports of fragmented datagrams; an LRU because forgetting one costs its later fragments.
+/// Fragmented datagrams under way.
 #[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+pub static DATAGRAMS: Array<DatagramSet, { DATAGRAM_SETS as usize }> = Array::new();
+
+/// The last identification given to a datagram that was fragmented here; 0: none yet.
+#[btf_map]
+pub static IDENTIFICATION: Array<u64, 1> = Array::new();
+
+/// The payload of a packet that is being fragmented: the longest one, and room for a piece behind its end.
+#[repr(C)]
+pub struct Aside {
+    pub cut: Cut,
+    pub payload: [u8; (LONGEST + ROOM) as usize],
+}
+
+#[btf_map]
+pub static ASIDE: PerCpuArray<Aside, 1> = PerCpuArray::new();
 
 /// Successful claims by the number of candidates tried, see [`portcullis_common::snat::tried_bucket`].
 #[btf_map]
@@ -106,7 +141,7 @@ pub const OUTSIDE_SLOTS: u32 = 64;
 
 /// By [`portcullis_common::env::Budget`]: tick << 32 | used in it.
 #[btf_map]
-pub static BUDGETS: PerCpuArray<u64, 2> = PerCpuArray::new();
+pub static BUDGETS: PerCpuArray<u64, 3> = PerCpuArray::new();
 
 /// Context between stages: 0 XDP, 1 TC. One packet a CPU and hook is on its way at any time (both run in softirq, and
 /// a TC program interrupts no XDP program).

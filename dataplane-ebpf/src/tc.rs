@@ -2,21 +2,25 @@
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+    BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use portcullis_common::engine::{self, Context, Hook, Side, Stage, Verdict};
 use portcullis_common::env::Env as _;
+use portcullis_common::opaque::opaque;
+use portcullis_common::packet::cut::{self, Cut};
+use portcullis_common::packet::headers::{Ethernet, Ipv4};
 use portcullis_common::packet::{Packet, at};
 use portcullis_common::{MARK, Reason};
 
 use crate::env::{Maps, scratch};
-use crate::maps::STAGES_TC;
+use crate::maps::{ASIDE, STAGES_TC};
 
 /// "Not decided here": the next program of the chain, then the kernel. TC_ACT_OK would end the chain.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -58,6 +62,10 @@ impl Packet for Tc<'_> {
         unsafe { bpf_skb_change_tail(self.0.skb.skb, length, 0) == 0 }
     }
     #[inline(always)]
+    fn cut(&self, cut: &Cut) -> bool {
+        fragment(self, cut)
+    }
+    #[inline(always)]
     fn segment(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0.skb.skb).gso_size }
@@ -87,6 +95,74 @@ impl Packet for Tc<'_> {
             let _ = self.0.skb.l4_csum_replace(offset, 0, ports as u64, flags);
         }
     }
+}
+
+/// Has the sender left the transport's checksum to the device? Nothing says so, but the helper that changes a checksum does not
+/// touch one that is still to be made. It is tried on that of the IP header, which is put back.
+#[inline(always)]
+fn partial(packet: &Tc<'_>) -> bool {
+    const FIELD: usize = size_of::<Ethernet>() + core::mem::offset_of!(Ipv4, checksum);
+    let Some(field) = at::<[u8; 2]>(packet, FIELD) else { return true };
+    // SAFETY: `at` checked the bounds.
+    let before = unsafe { *field };
+    let _ = packet.0.skb.l4_csum_replace(FIELD, 0, 1, 0);
+    let Some(field) = at::<[u8; 2]>(packet, FIELD) else { return true };
+    // SAFETY: as above.
+    unsafe {
+        let untouched = *field == before;
+        *field = before;
+        untouched
+    }
+}
+
+/// [`Packet::cut`]: the payload is put aside, and the packet made into each fragment in turn, of which a clone is sent. A
+/// checksum that is not made yet would be made of the first fragment alone: then the sender has to fragment by itself.
+#[inline(always)]
+fn fragment(packet: &Tc<'_>, cut: &Cut) -> bool {
+    if partial(packet) {
+        return false;
+    }
+    let Some(aside) = ASIDE.get_ptr_mut(0) else { return false };
+    let skb = packet.0.skb.skb;
+    let length = cut.payload & cut::LONGEST;
+    if length == 0 {
+        return false;
+    }
+    // SAFETY: the context is the program's own; this CPU's own element, longer than the mask lets the length be.
+    let bytes = unsafe {
+        (&raw mut (*aside).cut).write_volatile(*cut);
+        (&raw mut (*aside).payload).cast::<u8>()
+    };
+    // SAFETY: as above.
+    if unsafe { bpf_skb_load_bytes(skb.cast(), cut::PAYLOAD, bytes.cast(), length) } != 0 {
+        return false;
+    }
+    let mut number = 0;
+    while number < cut::PIECES {
+        // Read anew for each piece: from memory, so that the verifier does not follow what was compared with what before.
+        // SAFETY: as above.
+        let cut = unsafe { (&raw const (*aside).cut).read_volatile() };
+        let from = number * cut.piece;
+        if from >= cut.payload {
+            break;
+        }
+        let left = cut.payload - from;
+        let piece = opaque(if left > cut.piece { cut.piece } else { left } as usize) as u32 & 0x7ff;
+        let at = opaque(from as usize) & cut::LONGEST as usize;
+        // SAFETY: as above; the element has room for a piece behind the last byte that the mask lets it begin at.
+        let made = piece != 0
+            && unsafe { bpf_skb_change_tail(skb, cut::PAYLOAD + piece, 0) == 0 }
+            && unsafe { bpf_skb_store_bytes(skb, cut::PAYLOAD, bytes.add(at).cast(), piece, 0) == 0 }
+            && packet.pull(cut::PAYLOAD)
+            && cut.write_header(packet, from, piece);
+        if !made {
+            return number != 0;
+        }
+        // SAFETY: as above. What is lost there the kernel's backlog has dropped, like any packet.
+        unsafe { bpf_clone_redirect(skb, cut.ifindex, BPF_F_INGRESS as u64) };
+        number += 1;
+    }
+    true
 }
 
 #[inline(always)]
@@ -276,6 +352,12 @@ pub fn pc_tc_refuse(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn pc_tc_refuse6(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Refuse6)
+}
+
+#[classifier]
+#[inline(always)]
+pub fn pc_tc_relieve(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Relieve)
 }
 
 #[classifier]

@@ -12,6 +12,7 @@ use portcullis_common::Reason;
 use portcullis_common::engine::{self, Hook, Stage, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::opaque::between;
+use portcullis_common::packet::cut::Cut;
 use portcullis_common::packet::{Packet, at, checksum};
 
 use crate::env::{Maps, scratch};
@@ -64,6 +65,11 @@ impl Packet for Xdp<'_> {
         let by = length as i32 - self.length() as i32;
         // SAFETY: the context is the program's own.
         unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+    }
+    /// TC does (`engine::forward`).
+    #[inline(always)]
+    fn cut(&self, _: &Cut) -> bool {
+        false
     }
     #[inline(always)]
     fn segment(&self) -> u32 {
@@ -195,6 +201,12 @@ pub fn pc_xdp_refuse(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Refuse6)
+}
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_relieve(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Relieve)
 }
 
 #[xdp(frags)]

@@ -46,9 +46,9 @@ pub fn craft() -> Craft {
     Craft::new([2, 0, 0, 0, 0, 1], GUEST, [2, 0, 0, 0, 0xaa, 0], DESTINATION)
 }
 
-/// A segment of the guest's.
+/// A segment of the guest's; what is no SYN stands behind it.
 pub fn segment(source_port: u16, flags: TcpFlags) -> Vec<u8> {
-    craft().tcp(source_port, SERVICE, flags, 1, 0, b"")
+    craft().tcp(source_port, SERVICE, flags, if flags.syn { 1 } else { 2 }, 0, b"")
 }
 
 /// The first of a flow.

@@ -42,7 +42,7 @@ pub fn under_both(work: impl Fn(WithHook) + Sync) {
 }
 
 /// Ready within this, or the test fails with the daemon's log.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(180);
 
 /// The topology with the controller running. Dropped, everything is gone.
 pub struct Edge {

@@ -13,6 +13,7 @@ use crate::ledger::Ledger;
 
 /// vm1 and vm2 leave by port and are behind a load balancer, vm3 has addresses of its own; both families.
 pub const POLICY: &str = r#"
+# frames for other stations are told apart
 virtualNetworks:
   - name: lab
     addressSpace: { addressPrefixes: [10.0.0.0/16, 'fd00:1::/48'] }
@@ -283,10 +284,18 @@ impl Table<'_> {
 /// # Panics
 /// If it does on one of them.
 pub fn everywhere(test: impl Fn(&mut Table<'_>) + Sync) {
+    everywhere_under(POLICY, test);
+}
+
+/// The same under another policy with the same devices.
+///
+/// # Panics
+/// As [`everywhere`].
+pub fn everywhere_under(policy: &str, test: impl Fn(&mut Table<'_>) + Sync) {
     let run = |backend: &mut dyn Backend| test(&mut Table(Ledger::new(backend)));
-    run(&mut HostBackend::new(POLICY).expect("the policy is right"));
+    run(&mut HostBackend::new(policy).expect("the policy is right"));
     for hook in [Hook::Xdp, Hook::Tc] {
-        KernelBackend::with(POLICY, &DEVICES, hook, |backend| {
+        KernelBackend::with(policy, &DEVICES, hook, |backend| {
             run(backend);
             Ok(())
         })

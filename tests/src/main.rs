@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portcullis_tests::{bench, quickstart};
+use portcullis_tests::{bench, quickstart, soak};
 
 /// The lab of Portcullis; `cargo xtask` builds and runs it.
 #[derive(Debug, Parser)]
@@ -17,12 +17,14 @@ struct Arguments {
 enum Command {
     Bench(bench::Arguments),
     Quickstart(quickstart::Arguments),
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Bench(arguments) => bench::execute(&arguments),
         Command::Quickstart(arguments) => quickstart::execute(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Soak(arguments) => soak::execute(&arguments),
     };
     match done {
         Ok(code) => code,

@@ -115,7 +115,7 @@ pub fn fill_in_kernel(hook: Hook, occupancies: &[u16], count: u16) -> anyhow::Re
             let mut records = table.iter();
             let forward =
                 records.find(|(_, r)| r.key.network == network && r.key.source_port == source.to_be());
-            release(|i| table.slot(i), forward.expect("it was claimed").0);
+            release(|i| table.slot(i), forward.expect("it was claimed").0, |r| table.guests().recycled(r));
         })
         .context(name)
     })

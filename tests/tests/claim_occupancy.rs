@@ -11,7 +11,7 @@ use portcullis_common::flow;
 use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend};
 use portcullis_tests::claiming::{FRONTEND, MEMBER, PORTS, craft, inside_key, policy, source_port};
 use portcullis_tests::occupancy::{Filled, STAYS, fill, fill_in_kernel};
-use portcullis_tests::release::release;
+use portcullis_tests::release::{give_back, release};
 
 /// Taken: 0, 50, 90 and 99 per cent, and all but one.
 const OCCUPANCIES: [u16; 5] = [0, 512, 921, 1013, 1023];
@@ -53,7 +53,7 @@ fn at_every_occupancy_of_a_block_a_claim_succeeds_down_to_the_last_port_on_the_h
     let filled = fill(gateway, &OCCUPANCIES, CLAIMS, send, |source| {
         let key = inside_key(source, vm1.network);
         let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now()).expect("it was claimed");
-        release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
+        release(|i| flow::record::<V4, _>(env, i).unwrap(), index, |r| give_back(env, r));
     });
     tell("host engine", filled.unwrap());
 }

@@ -13,7 +13,7 @@ use portcullis_common::flow;
 use portcullis_common::snat::{ATTEMPTS, tried_bucket};
 use portcullis_tests::backend::{Backend, HostBackend, KernelBackend};
 use portcullis_tests::claiming::{FRONTEND, MEMBER, inside_key, policy, source_port, syn};
-use portcullis_tests::release::release;
+use portcullis_tests::release::{give_back, release};
 
 /// Twice as many as one packet tries.
 const PORTS: u16 = 2 * ATTEMPTS as u16;
@@ -110,7 +110,7 @@ fn a_guest_of_2048_ports_gets_every_one_of_them_towards_one_destination_and_no_m
     let give_back = |source| {
         let key = inside_key(source, vm1.network);
         let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now()).expect("it was claimed");
-        release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
+        release(|i| flow::record::<V4, _>(env, i).unwrap(), index, |r| give_back(env, r));
     };
     fill(&Engine {
         name: backend.name(),
@@ -142,7 +142,11 @@ fn a_guest_of_2048_ports_gets_every_one_of_them_towards_one_destination_and_no_m
                 let mut records = table.iter();
                 let forward =
                     records.find(|(_, r)| r.key.network == network && r.key.source_port == source.to_be());
-                release(|i| table.slot(i), forward.expect("it was claimed").0);
+                release(
+                    |i| table.slot(i),
+                    forward.expect("it was claimed").0,
+                    |r| table.guests().recycled(r),
+                );
             };
             fill(&Engine {
                 name: backend.name(),

@@ -9,7 +9,7 @@ use portcullis_tests::backend::{Action, At, Backend, HostBackend, KernelBackend}
 use portcullis_tests::claiming::{
     FRONTEND, Holders, MEMBER, PORTS, inside_key, pin_to, policy, source_port, syn,
 };
-use portcullis_tests::release::release;
+use portcullis_tests::release::{give_back, release};
 
 /// Two threads, one block of 1,024 ports, one destination, almost all of it in use all the time.
 #[test]
@@ -48,7 +48,7 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
                         let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
                             .expect("a held flow is there");
                         ledger.releasing(port);
-                        release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
+                        release(|i| flow::record::<V4, _>(env, i).unwrap(), index, |r| give_back(env, r));
                     }
                 }
                 for (source, port) in held {
@@ -56,7 +56,7 @@ fn a_million_claims_and_releases_by_two_threads_on_one_block_never_share_a_port(
                     let (index, _) = flow::find::<V4, _>(env, &env.control, &key, env.now())
                         .expect("a held flow is there");
                     ledger.releasing(port);
-                    release(|i| flow::record::<V4, _>(env, i).unwrap(), index);
+                    release(|i| flow::record::<V4, _>(env, i).unwrap(), index, |r| give_back(env, r));
                 }
             });
         }
@@ -139,7 +139,7 @@ fn hammer(backend: &mut KernelBackend) {
                             let (source, port) = held.pop_front().unwrap();
                             let index = index_of[&source];
                             ledger.releasing(port);
-                            release(|i| table.slot(i), index);
+                            release(|i| table.slot(i), index, |r| table.guests().recycled(r));
                         }
                     }
                 }
@@ -150,7 +150,7 @@ fn hammer(backend: &mut KernelBackend) {
                 }
                 for (source, port) in held {
                     ledger.releasing(port);
-                    release(|i| table.slot(i), index_of[&source]);
+                    release(|i| table.slot(i), index_of[&source], |r| table.guests().recycled(r));
                 }
             });
         }

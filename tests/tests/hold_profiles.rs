@@ -58,16 +58,16 @@ impl Full {
         (outcome.action == Action::Send).then(|| Frame::parse(outcome.frame))
     }
 
-    /// An answer of the server to flow `n`.
-    fn answer(&mut self, n: u16, flags: TcpFlags) {
+    /// An answer of the server to flow `n`: SYN or FIN, which acknowledges what ends with `number`.
+    fn answer(&mut self, n: u16, flags: TcpFlags, number: u32) {
         let port = self.ports[usize::from(n)];
-        let frame = Craft::new(ROUTER_MAC, SERVER, GATEWAY, LB).tcp(80, port, flags, 1, 1, b"");
+        let frame = Craft::new(ROUTER_MAC, SERVER, GATEWAY, LB).tcp(80, port, flags, number - 1, number, b"");
         self.send("up", &frame).expect("the flow lives");
     }
 
-    /// A further packet of flow `n`.
-    fn says(&mut self, n: u16, flags: TcpFlags) {
-        let frame = from(SERVER).tcp(2000 + n, 80, flags, 1, 1, b"");
+    /// A further packet of flow `n`, with both sides at `number`.
+    fn says(&mut self, n: u16, flags: TcpFlags, number: u32) {
+        let frame = from(SERVER).tcp(2000 + n, 80, flags, number, number, b"");
         self.send("vm1", &frame).expect("the flow lives");
     }
 
@@ -108,35 +108,36 @@ fn ports_of_tcp_are_held_towards_their_destination_as_long_as_each_profile_says(
         // Four hours without a word would be idle: 4 minutes are, so what must live is kept alive below.
         let mut t = Full::new(profile, false);
         for n in 0..8 {
-            t.answer(n, TcpFlags::SYN_ACK);
-            t.says(n, TcpFlags::ACK);
+            t.answer(n, TcpFlags::SYN_ACK, 2);
+            t.says(n, TcpFlags::ACK, 2);
         }
         assert!(t.send("vm1", &syn(SERVER, 4000)).is_none(), "no port is left");
         assert!(t.send("vm1", &syn(ELSEWHERE, 4000)).is_some(), "towards others all are");
 
-        t.says(0, TcpFlags { ack: true, ..TcpFlags::RST });
+        t.says(0, TcpFlags { ack: true, ..TcpFlags::RST }, 2);
         let port = t.ports[0];
         t.comes_back(&format!("{profile}: RST"), &others()[..4], ticks(rst), 0, &[port]);
 
         let mut t = Full::new(profile, false);
         for n in 0..8 {
-            t.answer(n, TcpFlags::SYN_ACK);
-            t.says(n, TcpFlags::ACK);
+            t.answer(n, TcpFlags::SYN_ACK, 2);
+            t.says(n, TcpFlags::ACK, 2);
         }
-        t.says(1, TcpFlags::FIN_ACK);
-        t.answer(1, TcpFlags::FIN_ACK);
-        t.says(1, TcpFlags::ACK);
+        t.says(1, TcpFlags::FIN_ACK, 2);
+        t.answer(1, TcpFlags::FIN_ACK, 3);
+        t.says(1, TcpFlags::ACK, 3);
         // The others go on.
         t.at(START + ticks(fin) / 2);
         for n in (0..8).filter(|&n| n != 1) {
-            t.says(n, TcpFlags::ACK);
+            t.says(n, TcpFlags::ACK, 2);
         }
         let port = t.ports[1];
         t.comes_back(&format!("{profile}: FIN"), &others()[..4], ticks(fin), 0, &[port]);
 
         let mut t = Full::new(profile, false);
         for n in 0..6 {
-            t.answer(n, TcpFlags::SYN_ACK);
+            t.answer(n, TcpFlags::SYN_ACK, 2);
+            t.says(n, TcpFlags::ACK, 2);
         }
         let ports = [t.ports[6], t.ports[7]];
         t.comes_back(&format!("{profile}: half open"), &others()[..5], ticks(half_open), 0, &ports);

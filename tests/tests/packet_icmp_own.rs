@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::Reason::{self, *};
 use portcullis_common::packet::checksum;
+use portcullis_tests::backend::Action;
 use portcullis_tests::icmp_error::{
     Error, Family, Side, Table, WORLD, What, error, everywhere, guest, packet, sent,
 };
@@ -45,6 +46,9 @@ fn told(
     let Transport::Icmp { kind: k, code, id, sequence } = ip.transport else { panic!("{who}: {out:?}") };
     assert_eq!(((k, code), id), (kind, 0), "{who}");
     assert!(out.checksums_ok(), "{who}: {out:?}");
+    // Precedence of network control, in the type of service or the traffic class (RFC 1812 §4.3.2.5).
+    let class = if own.is_ipv6() { &[0x6c, 0][..] } else { &[0x45, 0xc0] };
+    assert_eq!(&out.bytes[14..16], class, "{who}");
     let quote = out.payload();
     let header = if own.is_ipv6() { 40 } else { 20 };
     // All but the checksum, which nobody could check.
@@ -68,6 +72,11 @@ fn who_sent_what_has_no_time_left_is_told_by_the_address_it_knows() {
                 let left = t.out("opens", guest(1), &frame, (opens, &[]));
                 let name = format!("{what:?} with a TTL of one");
                 told(t, &name, guest(1), &with_ttl(&frame, 1), gateway(f, 1), kind, TtlExpired);
+                for group in [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+                    let mut dying = with_ttl(&frame, 1);
+                    dying[..6].copy_from_slice(&group);
+                    t.drops("nobody is told of a frame for a group", guest(1), &dying, TtlExpired);
+                }
                 if what == What::Udp {
                     let outside = Frame::parse(left).source().unwrap();
                     let answer = with_ttl(&packet(WORLD, what, server, outside), 1);
@@ -77,6 +86,26 @@ fn who_sent_what_has_no_time_left_is_told_by_the_address_it_knows() {
                     let dying = with_ttl(&error(WORLD, f.router, outside.ip(), message, &public[14..]), 1);
                     t.drops("an error is not answered", WORLD, &dying, TtlExpired);
                 }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_has_no_time_left_opens_no_flow_and_takes_no_port() {
+    everywhere(|t| {
+        for f in Family::both() {
+            let kind = if f.v6() { (3, 0) } else { (11, 0) };
+            for what in [What::Udp, What::Tcp, What::Echo] {
+                let frame = packet(guest(1), what, at(f.vm1, 5100), at(f.server, 53));
+                let known =
+                    |t: &Table<'_>| t.0.backend.half_records().expect("the tables can be read").0.len();
+                let before = known(t);
+                let name = format!("{what:?}, the first of its flow");
+                told(t, &name, guest(1), &with_ttl(&frame, 1), gateway(f, 1), kind, TtlExpired);
+                assert_eq!(known(t), before, "{name} on {}", t.0.backend.name());
+                t.out("with time left", guest(1), &frame, (NewFlow, &[]));
+                assert!(known(t) > before, "{name} on {}", t.0.backend.name());
             }
         }
     });
@@ -103,7 +132,9 @@ fn who_sent_what_the_next_link_does_not_take_is_told_its_mtu() {
             let mtu = told(t, "one byte more", guest(1), &big(1501, false), gateway(f, 1), kind, TooBig);
             assert_eq!(mtu, 1500);
             if !f.v6() {
-                t.out("it may be fragmented", guest(1), &big(1501, true), (Forwarded, &[]));
+                // `packet_fragments` says what becomes of it. XDP leaves it to TC.
+                let action = if t.xdp() { Action::Pass } else { Action::Drop };
+                t.ends("it may be fragmented", guest(1), &big(1501, true), action, Fragmented);
             }
             // A partial checksum that is completed afterwards changes nothing: the field already has that value.
             let mut partial = big(1501, false);

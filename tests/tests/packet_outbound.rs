@@ -131,7 +131,7 @@ fn fragments_in_order_are_translated_like_their_datagram_and_others_are_not_read
         let datagram = from(VM3, V3, SERVER).udp(5000, 53, &payload);
         let parts = Craft::fragments(&datagram, 80);
         assert_eq!(parts.len(), 3);
-        t.drops("a later fragment before the first", Ingress("vm3"), &parts[1], Fragment);
+        t.drops("a later fragment before the first", Ingress("vm3"), &parts[1], FragmentOutOfOrder);
         let mut out =
             vec![t.sends("the first", Ingress("vm3"), &parts[0], [PIP3, SERVER], (NewFlow, &[DB_OUT]))];
         for part in &parts[1..] {

@@ -378,7 +378,7 @@ fn shapes(t: &mut Table<'_>) {
     let mut source_routed = with(&[(43, 8)]);
     source_routed.extensions[0].1[2] = 0;
     t.drops("a routing header of type 0", "vm1", &source_routed.udp(1, 2, b""), ExtensionHeaders, &[]);
-    t.drops("a fragment", "vm1", &with(&[(44, 8)]).udp(1, 2, b""), Fragment, &[]);
+    t.drops("a fragment", "vm1", &with(&[(44, 8)]).udp(1, 2, b""), FragmentOutOfOrder, &[]);
     t.drops("an ICMPv6 error", "vm1", &plain.icmp(1, 4, [0; 4], &[0; 48]), IcmpError, &[]);
     t.drops("ICMPv6 of the link", "vm1", &plain.icmp(141, 0, [0; 4], &[]), IcmpType, &[]);
     let syn = plain.tcp(40009, 80, TcpFlags::SYN, 1);

@@ -1,4 +1,4 @@
-//! `cargo xtask run` and `cargo xtask bench`: builds the release binaries and becomes one of them.
+//! `cargo xtask run`, `cargo xtask bench` and `cargo xtask soak`: builds the release binaries and becomes one of them.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -42,9 +42,10 @@ pub fn run(once: bool, arguments: Vec<OsString>) -> anyhow::Result<()> {
     }
 }
 
-pub fn bench(arguments: Vec<OsString>) -> anyhow::Result<()> {
+/// `portcullis-lab` with this command.
+pub fn lab(command: &str, arguments: Vec<OsString>) -> anyhow::Result<()> {
     setup::ensure(false)?;
     let binaries = build_binaries()?;
-    let words: Vec<OsString> = [OsString::from("bench")].into_iter().chain(arguments).collect();
+    let words: Vec<OsString> = [OsString::from(command)].into_iter().chain(arguments).collect();
     privilege::become_root_program(&binaries.lab, &words)
 }

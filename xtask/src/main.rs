@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod ci;
+mod kernels;
 mod launch;
 mod privilege;
 mod setup;
@@ -10,7 +11,6 @@ mod tally;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use anyhow::bail;
 use clap::{Parser, Subcommand};
 
 /// Builds, runs, tests and benches Portcullis.
@@ -44,13 +44,19 @@ enum Task {
         /// List the tests instead of running them
         #[arg(long)]
         list: bool,
-        /// Run under another kernel, in a virtual machine (not available yet)
+        /// Run the end-to-end suite under another kernel, 6.1 or 6.12, in a virtual machine
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
     /// Measure throughput and latency
     Bench {
         /// Arguments for `portcullis-lab bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run everything at once for a while, in network namespaces, and account for every flow and port
+    Soak {
+        /// Arguments for `portcullis-lab soak`, such as `--minutes 60`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -72,14 +78,10 @@ fn perform(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup { dry_run } => setup::setup(dry_run),
         Task::Run { once, arguments } => launch::run(once, arguments),
-        Task::Test { kernel: Some(version), .. } => {
-            bail!(
-                "testing under another kernel (--kernel {version}) is not available yet; without --kernel the tests run \
-                 on this one"
-            )
-        }
+        Task::Test { name, list, kernel: Some(kernel) } => kernels::test(&kernel, name.as_deref(), list),
         Task::Test { name, list, kernel: None } => suites::test(name.as_deref(), list),
-        Task::Bench { arguments } => launch::bench(arguments),
+        Task::Bench { arguments } => launch::lab("bench", arguments),
+        Task::Soak { arguments } => launch::lab("soak", arguments),
         Task::Ci => ci::ci(),
     }
 }
@@ -123,9 +125,25 @@ mod tests {
     }
 
     #[test]
-    fn another_kernel_is_refused_clearly() {
-        let task = parse("xtask test --kernel 6.1").expect("it parses");
-        let error = perform(task).expect_err("not available").to_string();
-        assert!(error.contains("not available yet"), "{error}");
+    fn options_of_the_soak_need_no_two_dashes() {
+        let Ok(Task::Soak { arguments }) = parse("xtask soak --minutes 5") else {
+            panic!("it parses as soak")
+        };
+        assert_eq!(arguments, ["--minutes", "5"]);
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_offered_is_refused_before_anything_is_built() {
+        let task = parse("xtask test --kernel 5.10").expect("it parses");
+        let error = perform(task).expect_err("not offered").to_string();
+        assert!(error.contains("6.1 or 6.12"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_goes_with_a_name_and_with_listing() {
+        let Ok(Task::Test { name, list, kernel }) = parse("xtask test --kernel 6.12 packet --list") else {
+            panic!("it parses as test")
+        };
+        assert_eq!((name.as_deref(), list, kernel.as_deref()), (Some("packet"), true, Some("6.12")));
     }
 }

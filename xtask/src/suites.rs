@@ -1,7 +1,9 @@
 //! `cargo xtask test`: every test of the workspace, whatever package it is in, and one total.
 
 use std::{
+    ffi::OsStr,
     io::{Read as _, Write as _},
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -23,7 +25,7 @@ const ONE_AT_A_TIME: &str = "portcullis-tests";
 
 /// One thing to run that prints a libtest result.
 #[derive(Debug)]
-enum Suite {
+pub enum Suite {
     Binary(Artifact),
     /// The examples in the documentation of all libraries; only cargo can run them.
     Documentation,
@@ -31,20 +33,14 @@ enum Suite {
 
 /// What came of one suite.
 #[derive(Debug, Default)]
-struct Outcome {
-    tally: Tally,
-    failures: Vec<String>,
+pub struct Outcome {
+    pub tally: Tally,
+    pub failures: Vec<String>,
 }
 
 /// Builds and runs the tests whose names contain `name`, all without one, or only lists them.
 pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
-    setup::ensure(false)?;
-    // The end-to-end tests run the real binaries, which `cargo test` builds only for a package's own tests.
-    build_binaries()?;
-    let built = artifacts::build(&["test", "--release", "--workspace", "--no-run"])?;
-    let mut suites: Vec<Suite> =
-        built.into_iter().filter(|artifact| artifact.is_test).map(Suite::Binary).collect();
-    suites.sort_by_key(Suite::order);
+    let mut suites = built()?;
     suites.push(Suite::Documentation);
 
     if list {
@@ -53,7 +49,7 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
     if name.is_some() {
         let mut chosen = Vec::new();
         for suite in suites {
-            if !suite.list(name)?.is_empty() {
+            if !suite.list(name.as_slice())?.is_empty() {
                 chosen.push(suite);
             }
         }
@@ -71,6 +67,26 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
         total += &outcome.tally;
         failures.extend(outcome.failures.into_iter().map(|failure| format!("{}: {failure}", suite.label())));
     }
+    conclude(&total, &failures)
+}
+
+/// Builds everything that tests need, and returns every test binary in the order in which they are run.
+pub fn built() -> anyhow::Result<Vec<Suite>> {
+    setup::ensure(false)?;
+    // The end-to-end tests run the real binaries, which `cargo test` builds only for a package's own tests.
+    build_binaries()?;
+    let built = artifacts::build(&["test", "--release", "--workspace", "--no-run"])?;
+    let mut suites: Vec<Suite> =
+        built.into_iter().filter(|artifact| artifact.is_test).map(Suite::Binary).collect();
+    suites.sort_by_key(Suite::order);
+    Ok(suites)
+}
+
+/// Says how it went: the failed tests by name, and the counts.
+///
+/// # Errors
+/// If a test failed.
+pub fn conclude(total: &Tally, failures: &[String]) -> anyhow::Result<()> {
     if !failures.is_empty() {
         println!("\nfailed:");
         failures.iter().for_each(|failure| println!("    {failure}"));
@@ -85,7 +101,7 @@ pub fn test(name: Option<&str>, list: bool) -> anyhow::Result<()> {
 fn show(suites: &[Suite], name: Option<&str>) -> anyhow::Result<()> {
     let mut count = 0;
     for suite in suites {
-        let tests = suite.list(name)?;
+        let tests = suite.list(name.as_slice())?;
         if tests.is_empty() {
             continue;
         }
@@ -109,12 +125,35 @@ impl Suite {
         }
     }
 
-    fn label(&self) -> String {
+    pub fn label(&self) -> String {
         match self {
             Self::Binary(artifact) if artifact.kind == "lib" => format!("{} (lib)", artifact.package),
             Self::Binary(artifact) => format!("{} ({} {})", artifact.package, artifact.kind, artifact.target),
             Self::Documentation => "documentation".to_owned(),
         }
+    }
+
+    /// Its package and target, if its tests load programs and make namespaces.
+    pub fn needs_root(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Binary(artifact) if NEED_ROOT.contains(&artifact.package.as_str()) => {
+                Some((&artifact.package, &artifact.target))
+            }
+            _ => None,
+        }
+    }
+
+    /// Where it runs, and its executable.
+    pub fn places(&self) -> Option<(&Path, &Path)> {
+        match self {
+            Self::Binary(artifact) => Some((&artifact.directory, &artifact.executable)),
+            Self::Documentation => None,
+        }
+    }
+
+    /// Cargo's target directory, of which the executable is in `PROFILE/deps`.
+    pub fn target_directory(&self) -> Option<PathBuf> {
+        Some(self.places()?.1.ancestors().nth(3)?.to_path_buf())
     }
 
     fn command(&self, elevated: bool) -> anyhow::Result<Command> {
@@ -149,12 +188,12 @@ impl Suite {
         })
     }
 
-    /// The names of its tests that contain `name`.
-    fn list(&self, name: Option<&str>) -> anyhow::Result<Vec<String>> {
+    /// The names of its tests that contain one of `names`, or of all of them.
+    pub fn list<S: AsRef<OsStr>>(&self, names: &[S]) -> anyhow::Result<Vec<String>> {
         let output = self
             .command(false)?
             .args(["--list", "--format", "terse"])
-            .args(name)
+            .args(names)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
@@ -185,14 +224,7 @@ impl Suite {
             let mut terminal = std::io::stdout().lock();
             terminal.write_all(bytes)?;
             terminal.flush()?;
-            for byte in bytes {
-                if *byte == b'\n' {
-                    reader.line(&String::from_utf8_lossy(&line));
-                    line.clear();
-                } else {
-                    line.push(*byte);
-                }
-            }
+            reader.bytes(bytes, &mut line);
         }
         Ok(judge(reader, &String::from_utf8_lossy(&line), child.wait()?))
     }
@@ -200,7 +232,7 @@ impl Suite {
 
 /// A suite passes only if it says so and exits accordingly: one that dies half-way, or leaves early with success,
 /// counts as a failure. The last, unfinished line names the test that was running, where they run one at a time.
-fn judge(reader: Reader, unfinished: &str, status: ExitStatus) -> Outcome {
+pub fn judge(reader: Reader, unfinished: &str, status: ExitStatus) -> Outcome {
     let (tally, mut failures) = reader.finish();
     let died = match &tally {
         None => Some(match unfinished.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {

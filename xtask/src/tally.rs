@@ -63,6 +63,18 @@ impl Reader {
         Self { results, tally: None, listed: Vec::new(), in_list: false, failures: Vec::new() }
     }
 
+    /// Reads a piece of output, which need not end with a line; `line` is the one that has begun.
+    pub fn bytes(&mut self, piece: &[u8], line: &mut Vec<u8>) {
+        for byte in piece {
+            if *byte == b'\n' {
+                self.line(&String::from_utf8_lossy(line));
+                line.clear();
+            } else {
+                line.push(*byte);
+            }
+        }
+    }
+
     pub fn line(&mut self, line: &str) {
         if line == "failures:" {
             self.in_list = true;

@@ -17,10 +17,14 @@ use tokio::time::timeout;
 
 use super::{Failure, MAX_REQUEST, Reply, Request, parse};
 
-/// Clients served at once; the next ones wait in the socket's queue.
-const CLIENTS: usize = 32;
-/// For a client to send its line, and to take the answer.
+/// Clients connected at once; the next ones wait in the socket's queue. Those that send slowly cost a line's bytes each.
+const CLIENTS: usize = 256;
+/// Questions answered at once, which cost more. Who waits for one to be free has sent its line.
+const ANSWERS: usize = 16;
+/// For a client to send its line, and to take the next part of the answer.
 const CLIENT_TIME: Duration = Duration::from_secs(10);
+/// For it to take all of the answer.
+const TAKING_TIME: Duration = Duration::from_secs(120);
 /// For the answer to be made.
 const ANSWER_TIME: Duration = Duration::from_secs(110);
 
@@ -60,13 +64,14 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 /// Serves until the task is dropped.
 pub async fn serve(listener: UnixListener, answers: Arc<impl Answer>) {
     let room = Arc::new(Semaphore::new(CLIENTS));
+    let at_work = Arc::new(Semaphore::new(ANSWERS));
     loop {
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answers = Arc::clone(&answers);
+                let (answers, at_work) = (Arc::clone(&answers), Arc::clone(&at_work));
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &*answers).await {
+                    if let Err(error) = converse(stream, &*answers, &at_work).await {
                         log::debug!("control socket: {error}");
                     }
                     drop(place);
@@ -81,7 +86,9 @@ pub async fn serve(listener: UnixListener, answers: Arc<impl Answer>) {
     }
 }
 
-async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, answers: &impl Answer, at_work: &Semaphore) -> io::Result<()> {
+    // Held until the answer has been taken: it is in memory until then.
+    let mut turn = None;
     let outcome = match stream.peer_cred() {
         Ok(who) if who.uid() == 0 => {
             let mut line = Vec::new();
@@ -91,12 +98,15 @@ async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<(
                 // Somebody only looked whether we are here.
                 Ok(Ok(0)) => return Ok(()),
                 Ok(Ok(_)) => match parse(&line) {
-                    Ok(request) => match timeout(ANSWER_TIME, answers.answer(request)).await {
-                        Ok(outcome) => outcome,
-                        Err(_) => {
+                    Ok(request) => {
+                        let answer = async {
+                            turn = at_work.acquire().await.ok();
+                            answers.answer(request).await
+                        };
+                        timeout(ANSWER_TIME, answer).await.unwrap_or_else(|_| {
                             Err(Failure::failed(&anyhow::anyhow!("this took too long; see the daemon's log")))
-                        }
-                    },
+                        })
+                    }
                     Err(failure) => Err(failure),
                 },
                 Ok(Err(error)) => return Err(error),
@@ -107,11 +117,16 @@ async fn converse(mut stream: UnixStream, answers: &impl Answer) -> io::Result<(
         Err(error) => Err(Failure::failed(&anyhow::Error::new(error).context("asking who you are"))),
     };
     let line = Reply::line(outcome);
-    // A client may be slow to take a long answer, but not silent: each part has its own time.
-    for part in line.chunks(1 << 16) {
-        timeout(CLIENT_TIME, stream.write_all(part)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    }
-    stream.shutdown().await
+    // A client may be slow to take a long answer, but not silent: each part has its own time, and all of them an end.
+    let taking = async {
+        for part in line.chunks(1 << 16) {
+            timeout(CLIENT_TIME, stream.write_all(part)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        }
+        stream.shutdown().await
+    };
+    let taken = timeout(TAKING_TIME, taking).await.map_err(|_| io::ErrorKind::TimedOut)?;
+    drop(turn);
+    taken
 }
 
 #[cfg(test)]
@@ -176,7 +191,8 @@ mod tests {
         use std::io::{Read as _, Write as _};
 
         with_server("garbage", |path| {
-            let silent: Vec<Client> = (0..4).map(|_| Client::connect(path).unwrap()).collect();
+            // More than are answered at once.
+            let silent: Vec<Client> = (0..2 * ANSWERS).map(|_| Client::connect(path).unwrap()).collect();
             for bytes in
                 [vec![0xff; 300], vec![b'x'; MAX_REQUEST * 3], b"\n".to_vec(), b"{\"command\":7}\n".to_vec()]
             {

@@ -194,10 +194,12 @@ impl<'a> Edge<'a> {
     /// The devices that get programs. One that does not exist yet is only listed.
     pub fn devices(&mut self) {
         let mut wanted: BTreeMap<&str, (u8, u16)> = BTreeMap::new();
+        let mut guests: BTreeMap<&str, usize> = BTreeMap::new();
         for uplink in &self.network.uplinks {
             wanted.insert(&uplink.device, (DEVICE_UPLINK, WORLD));
         }
         for interface in &self.network.interfaces {
+            *guests.entry(&interface.device).or_default() += 1;
             for configuration in &interface.addresses {
                 let place = format!("networkInterfaces/{}", interface.name);
                 let network = self.network_ids[self.network.subnets[configuration.subnet].network];
@@ -221,6 +223,11 @@ impl<'a> Edge<'a> {
                     kind,
                     network,
                     mac: facts.answers_with(),
+                    strict: if kind == DEVICE_UPLINK || guests.get(name).is_some_and(|n| *n > 1) {
+                        u32::MAX
+                    } else {
+                        0
+                    },
                     ..Device::default()
                 }),
                 None => self.missing_devices.push(name.into()),

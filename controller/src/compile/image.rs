@@ -76,6 +76,8 @@ pub(super) struct Records<'a> {
     pub owners: &'a [u16],
     pub listeners: &'a [Listener],
     pub slots: &'a [u16],
+    /// [`Header::flow_quota`].
+    pub flow_quota: [u32; 2],
 }
 
 /// The rows begin behind the header.
@@ -242,6 +244,7 @@ impl Image {
             endpoints_used: records.endpoints.len() as u32,
             frontends_used: records.frontends.len() as u32,
             listeners_used: records.listeners.len() as u32,
+            flow_quota: records.flow_quota,
             ..Header::default()
         };
         let (summaries, locals) = (std::mem::take(&mut self.summaries), std::mem::take(&mut self.locals));
@@ -317,7 +320,7 @@ fn words_of_u32(values: &[u32]) -> impl Iterator<Item = u64> {
 const HEADER_WORDS: usize = size_of::<Header>() / 8;
 
 fn header_words(header: Header) -> [u64; HEADER_WORDS] {
-    // SAFETY: `Header` is `repr(C)`, eighteen `u32` without padding; any bits are valid words.
+    // SAFETY: `Header` is `repr(C)`, twenty `u32` without padding; any bits are valid words.
     unsafe { std::mem::transmute::<Header, [u64; HEADER_WORDS]>(header) }
 }
 

@@ -158,6 +158,7 @@ pub fn compile(
         slots: &edge.slots,
         frontends: &edge.frontends,
         owners: &edge.owners,
+        flow_quota: [network.flow_table.max_flows_per_guest, network.flow_table.max_flows_per_guest_v6],
     };
     let image = image.finish(generation, &records).map_err(|TooLarge| {
         vec![CompileError::new("networkSecurityGroups", "the tables of all groups are too large together")]

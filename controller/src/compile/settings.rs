@@ -90,7 +90,7 @@ pub(super) fn settings(
         },
         answers: ANSWERS,
         udp_hold: if network.snat.udp_hold_seconds == 0 { 0 } else { ticks(network.snat.udp_hold_seconds) },
-        pad: 0,
+        tcp_transitory: ticks(t.tcp_transitory),
         services: table,
     })
 }

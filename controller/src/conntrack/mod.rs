@@ -1,5 +1,5 @@
 //! What the kernel's own NAT knows: taken over at the first start, so that connections through a masquerade go on with the
-//! address and port the world knows them by (ADR 0014).
+//! address and port the world knows them by (ADR 0011).
 //!
 //! ```text
 //! netlink   the table, entry by entry       bytes of the kernel, bounded

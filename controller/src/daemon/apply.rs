@@ -179,7 +179,10 @@ impl Gateway {
                 }
                 if let Some(done) = done {
                     tell(&done);
-                    datapath.commit(done)?;
+                    // The policy is in force: what is left over of an earlier one is no reason to say that it is not.
+                    if let Err(error) = datapath.commit(done) {
+                        log::warn!("tidying after the change of policy: {error:#}");
+                    }
                 }
                 Ok(())
             }

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::apply::Applied;
@@ -21,6 +23,7 @@ use crate::hosts::{HostEvent, Watch};
 use crate::observe::scrape;
 use crate::policy::network::OnRuleChange;
 use crate::policy::{self, Loaded};
+use crate::privileges::Helper;
 
 /// How long to wait for more of the same before reacting to a change on the host.
 const QUIET: Duration = Duration::from_millis(100);
@@ -63,6 +66,7 @@ pub async fn live(
     loaded: Loaded,
     stamp: Option<Stamp>,
     state: StateDir,
+    helper: Helper,
 ) -> Result<(), Refusal> {
     // Before the first look at the host, or a change in between would be missed.
     let mut watch = Watch::open()?;
@@ -76,6 +80,8 @@ pub async fn live(
         None => None,
     };
     let mut gateway = Gateway::start(options, loaded, state, orders).await?;
+    // What is left of the start, whoever gets hold of this process from now on has four capabilities.
+    block_in_place(|| drop(helper));
     let shared = Arc::clone(&gateway.shared);
     match shared.datapath().events() {
         Ok(events) => _ = tokio::spawn(crate::observe::events::follow(events, Arc::clone(&shared))),
@@ -93,6 +99,7 @@ pub async fn live(
     let listener = server::bind(&socket)?;
     let server = tokio::spawn(server::serve(listener, Arc::new(answers::Answers(Arc::clone(&shared)))));
     announce_ready(&gateway);
+    tell_supervisor();
 
     let mut watched = Watched::new(stamp);
     let mut tags = TagFile::default();
@@ -213,6 +220,13 @@ fn announce_ready(gateway: &Gateway) {
     );
 }
 
+/// Tells systemd, if that has started us, that what waits for the gateway may go on: the policy is in force.
+fn tell_supervisor() {
+    if let Err(error) = sd_notify::notify(false, &[NotifyState::Ready]) {
+        log::warn!("the service manager was not told that the gateway is ready: {error}");
+    }
+}
+
 /// What an event of the host means for us.
 fn note(pending: &mut Pending, gateway: &mut Gateway, event: &HostEvent) {
     match event {
@@ -221,7 +235,7 @@ fn note(pending: &mut Pending, gateway: &mut Gateway, event: &HostEvent) {
             pending.note(true);
         }
         HostEvent::Link { .. } | HostEvent::Address { .. } | HostEvent::Lost => pending.note(true),
-        HostEvent::Route { .. } => pending.note(false),
+        HostEvent::Route { .. } | HostEvent::Rule => pending.note(false),
         // Guests come and go; only routers matter here.
         HostEvent::Neighbour { neighbour, .. } if gateway.world.uses(neighbour) => pending.note(false),
         HostEvent::Neighbour { .. } => {}

@@ -48,6 +48,7 @@ use crate::api::{ErrorKind, Failure};
 use crate::cli::{BAD_INPUT, DONE, FAILED};
 use crate::observe::scrape::Place;
 use crate::policy::{self, Diagnostics};
+use crate::privileges;
 
 /// What `run` is told.
 #[derive(Debug, Clone)]
@@ -153,8 +154,11 @@ fn start(mut options: Options) -> Result<(), Refusal> {
             anyhow::anyhow!("the gateway needs root to load programs and change devices: use sudo").into()
         );
     }
+    crate::datapath::check_clock()?;
     options.policy = std::path::absolute(&options.policy).context("the policy's path")?;
     let state = state::StateDir::open(&options.state_dir)?;
+    // Before there is any other thread, which would keep what it has.
+    let helper = privileges::give_up()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("portcullis")
@@ -163,7 +167,7 @@ fn start(mut options: Options) -> Result<(), Refusal> {
         .context("starting the runtime")?;
     let outcome = runtime.block_on(async {
         // In a task of its own: what blocks a thread for long may only do so there.
-        tokio::spawn(life::live(options, loaded, stamp, state)).await
+        tokio::spawn(life::live(options, loaded, stamp, state, helper)).await
     });
     // Questions under way have had their time.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! Connections that are older than the first start (ADR 0014): the kernel's NAT is asked for those it translates before a
+//! Connections that are older than the first start (ADR 0011): the kernel's NAT is asked for those it translates before a
 //! program of ours meets a packet, and again afterwards for what has begun in between. Only then do guests hear that others
 //! are gone.
 

@@ -226,6 +226,8 @@ pub struct Shared {
     registry: RwLock<Registry>,
     in_force: RwLock<Arc<InForce>>,
     trouble: Mutex<Option<Trouble>>,
+    /// What of this host gets in the gateway's way, whatever the policy.
+    host_warnings: Mutex<Vec<String>>,
     /// Of IPv4.
     pub flows: Arc<FlowTable>,
     pub flows6: Arc<FlowTable>,
@@ -272,6 +274,7 @@ impl Shared {
             registry: RwLock::new(registry),
             in_force: RwLock::new(Arc::new(in_force)),
             trouble: Mutex::new(None),
+            host_warnings: Mutex::new(Vec::new()),
             flows,
             flows6,
             reaper,
@@ -339,6 +342,20 @@ impl Shared {
         {
             log::error!("backends that are down still get new flows: {error:#}");
         }
+    }
+
+    /// What of this host gets in the gateway's way, as it was looked at last.
+    pub fn host_warnings(&self) -> Vec<String> {
+        self.host_warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers that, and logs what is new.
+    pub fn set_host_warnings(&self, found: Vec<String>) {
+        let mut known = self.host_warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in found.iter().filter(|warning| !known.contains(warning)) {
+            log::warn!("{warning}");
+        }
+        *known = found;
     }
 
     fn trouble_guard(&self) -> MutexGuard<'_, Option<Trouble>> {

@@ -53,6 +53,10 @@ impl Gateway {
         let loaded = Arc::new(loaded);
         let health = Arc::new(Book::open(state.path()));
         let mut probers = Probers::new(Arc::clone(&health));
+        if let Err(error) = probers.enter() {
+            // A policy without probes does without; one with them says so.
+            log::debug!("no namespace for health probes: {error:#}");
+        }
         probers.prepare(&host, &loaded.network).await?;
         let view = plan::look(&host, &journal).await?.with_down(health.down());
         let plan = block_in_place(|| {

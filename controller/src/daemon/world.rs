@@ -16,7 +16,7 @@ use super::shared::{InForce, Shared};
 use super::state::StateDir;
 use crate::compile::{Ownership, Registry};
 use crate::datapath::{Datapath, Route, now_tick};
-use crate::hosts::{DeviceRole, Host, Neighbour, Routes, Solicited};
+use crate::hosts::{DeviceRole, Host, Neighbour, Routes, Solicited, jit_warnings};
 use crate::policy::network::{Announce, Network};
 
 /// Seconds for which XDP trusts a router's hardware address. With a dead daemon it then leaves the packets to TC.
@@ -251,6 +251,7 @@ pub async fn refresh(
     state: &StateDir,
 ) -> anyhow::Result<()> {
     let in_force: std::sync::Arc<InForce> = shared.in_force();
+    shared.set_host_warnings([jit_warnings(), host.rule_warnings().await].concat());
     let view = look(host, &in_force.choices).await?;
     let mut registry = shared.registry().clone();
     let mirrored = tokio::task::block_in_place(|| {

@@ -354,6 +354,8 @@ impl Datapath {
     /// and what other layout versions left.
     pub fn commit(&mut self, done: Attached) -> anyhow::Result<()> {
         drop(done);
+        // A packet that met the program before may be on its way to one of its stages.
+        self.wait_for_running_programs()?;
         for number in self.pins.stage_numbers()? {
             if number != self.stage_number {
                 for (hook, _) in STAGED {

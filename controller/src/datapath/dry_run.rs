@@ -45,10 +45,8 @@ impl Datapath {
     /// Loads the programs once more, to ask them. Takes as long as a start does, some tenths of a second.
     pub fn dry_run(&self) -> anyhow::Result<DryRun> {
         let mut loader = EbpfLoader::new();
-        loader
-            .map_max_entries("FLOWS", self.tables.flows.shape.max_entries)
-            .map_max_entries("FLOWS6", self.tables.flows6.shape.max_entries)
-            .override_global("DRY_RUN", &1u32, true);
+        let (buckets, buckets6) = (self.tables.flows.shape.max_entries, self.tables.flows6.shape.max_entries);
+        load::size(&mut loader, buckets, buckets6).override_global("DRY_RUN", &1u32, true);
         for name in PINNED.into_iter().filter(|name| !OWN.contains(name)) {
             loader.map_pin_path(name, self.pins.map(name));
         }

@@ -8,10 +8,12 @@ use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use portcullis_common::clock::{GRACE, TICK_SHIFT, passed};
-use portcullis_common::flow::{BUSY, Ctl, ENDED, FREE, LIVE, TENTATIVE};
+use portcullis_common::flow::{BUSY, Ctl, ENDED, FLAG_FORWARD, FREE, LIVE, TENTATIVE};
 use portcullis_common::layout::{BUCKET_SLOTS, Bucket, Bucket6, HalfRecord, HalfRecord6};
+use portcullis_common::quota::counts_for;
 
 use super::control::Mapping;
+use super::guest_flows::GuestUses;
 use super::load::Datapath;
 use super::table::Table;
 
@@ -30,6 +32,7 @@ pub struct FlowTable {
     stride: usize,
     /// Flows ended by [`FlowTable::end`].
     ended: AtomicU32,
+    guests: GuestUses,
 }
 
 /// What a sweep found.
@@ -55,20 +58,20 @@ impl Datapath {
     /// Maps the flow table for IPv4.
     pub fn flow_table(&self) -> anyhow::Result<FlowTable> {
         self.tables.flows.check::<u32, Bucket>(1);
-        FlowTable::map(&self.tables.flows, size_of::<HalfRecord>())
+        FlowTable::map(&self.tables.flows, size_of::<HalfRecord>(), self.guest_uses()?)
     }
 
     /// Maps the flow table for IPv6.
     pub fn flow_table6(&self) -> anyhow::Result<FlowTable> {
         self.tables.flows6.check::<u32, Bucket6>(1);
-        FlowTable::map(&self.tables.flows6, size_of::<HalfRecord6>())
+        FlowTable::map(&self.tables.flows6, size_of::<HalfRecord6>(), self.guest_uses()?)
     }
 }
 
 impl FlowTable {
-    pub(super) fn map(table: &Table, stride: usize) -> anyhow::Result<Self> {
+    pub(super) fn map(table: &Table, stride: usize, guests: GuestUses) -> anyhow::Result<Self> {
         let slots = table.shape.max_entries * BUCKET_SLOTS as u32;
-        Ok(Self { mapping: Mapping::new(table)?, slots, stride, ended: AtomicU32::new(0) })
+        Ok(Self { mapping: Mapping::new(table)?, slots, stride, ended: AtomicU32::new(0), guests })
     }
 
     /// Are these the flows of IPv6?
@@ -169,9 +172,12 @@ impl FlowTable {
                 }
                 // SAFETY: in the record; a word that is written whole, by the kernel too.
                 unsafe { (&raw mut (*self.slot(at)).deadline).write_volatile(now) };
-                let gone = seen.with_phase(ENDED);
+                let Some(half) = self.read(at) else { break };
+                let gone = seen.ended();
                 let word = self.word(at, CTL_WORD);
                 if word.compare_exchange(seen.0, gone.0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                    // Of the generation, which the copy has if the exchange has succeeded.
+                    self.guests.recycled(&HalfRecord { ctl: seen.0, ..half });
                     ended = true;
                     break;
                 }
@@ -218,29 +224,41 @@ impl FlowTable {
     ///
     /// The table is read from end to end, and of a half that is free or has time left only its one cache line. So a
     /// million live flows take some tens of milliseconds.
-    pub fn sweep(&self, now: u32, mut freed: impl FnMut(u32, &HalfRecord)) -> Swept {
+    pub fn sweep(&self, now: u32, freed: impl FnMut(u32, &HalfRecord)) -> Swept {
+        self.sweep_counting(now, &mut [], freed)
+    }
+
+    /// The same, and adds what each guest holds after it to `held`, by next hop.
+    pub fn sweep_counting(
+        &self,
+        now: u32,
+        held: &mut [u32],
+        mut freed: impl FnMut(u32, &HalfRecord),
+    ) -> Swept {
         let mut swept = Swept::default();
         let mut silent = [0u32; TOGETHER];
         let mut count = 0;
         for index in 0..self.slots {
-            let phase = self.ctl(index).phase();
+            let ctl = self.ctl(index);
+            let phase = ctl.phase();
             if phase == FREE {
                 continue;
             }
             let deadline = self.deadline(index);
             if phase == LIVE && !passed(deadline, now) {
                 swept.live += 1;
+                self.count(index, ctl, held);
                 swept.due_in(deadline.wrapping_sub(now) + GRACE + 1);
                 continue;
             }
             silent[count] = index;
             count += 1;
             if count == TOGETHER {
-                self.sweep_silent(&silent, now, &mut swept, &mut freed);
+                self.sweep_silent(&silent, now, held, &mut swept, &mut freed);
                 count = 0;
             }
         }
-        self.sweep_silent(&silent[..count], now, &mut swept, &mut freed);
+        self.sweep_silent(&silent[..count], now, held, &mut swept, &mut freed);
         swept
     }
 
@@ -255,6 +273,7 @@ impl FlowTable {
         &self,
         silent: &[u32],
         now: u32,
+        held: &mut [u32],
         swept: &mut Swept,
         freed: &mut impl FnMut(u32, &HalfRecord),
     ) {
@@ -277,21 +296,52 @@ impl FlowTable {
             if alive {
                 swept.live += 1;
                 swept.due_in(deadline.wrapping_sub(now) + GRACE + 1);
-            } else {
-                self.sweep_dead(index, now, swept, freed);
+            } else if self.sweep_dead(index, now, swept, freed) {
+                continue;
             }
+            self.count(index, ctl, held);
         }
     }
 
-    /// Frees a slot whose flow is dead, unless it is too early.
+    /// Adds the record to what its guest holds, if it is the half that counts.
+    fn count(&self, index: u32, ctl: Ctl, held: &mut [u32]) {
+        if held.is_empty() || ctl.phase() != LIVE || ctl.flags() & FLAG_FORWARD == 0 {
+            return;
+        }
+        let at = self.slot(index);
+        // SAFETY: in the record; words that are written whole.
+        let half = unsafe {
+            HalfRecord {
+                key: (&raw const (*at).key).read_volatile(),
+                hops: (&raw const (*at).hops).read_volatile(),
+                ..HalfRecord::default()
+            }
+        };
+        if let Some(held) = counts_for(&half).and_then(|hop| held.get_mut(usize::from(hop))) {
+            *held += 1;
+        }
+    }
+
+    /// What each guest holds of both tables.
+    pub fn guests(&self) -> &GuestUses {
+        &self.guests
+    }
+
+    /// Frees a slot whose flow is dead, unless it is too early; whether it did.
     ///
     /// The rule is [`portcullis_common::flow::reusable`]. Nobody can revive the record between the look and the
     /// exchange: whoever saw it alive did so before its deadline, and has ended since.
-    fn sweep_dead(&self, index: u32, now: u32, swept: &mut Swept, freed: &mut impl FnMut(u32, &HalfRecord)) {
+    fn sweep_dead(
+        &self,
+        index: u32,
+        now: u32,
+        swept: &mut Swept,
+        freed: &mut impl FnMut(u32, &HalfRecord),
+    ) -> bool {
         let Some(record) = self.read(index) else {
             swept.waiting += 1;
             swept.due_in(1);
-            return;
+            return false;
         };
         let ctl = Ctl(record.ctl);
         let dead = passed(record.deadline.wrapping_add(GRACE), now)
@@ -305,16 +355,19 @@ impl FlowTable {
             let alive = ctl.phase() == LIVE && self.is_alive(&record, now);
             *(if alive { &mut swept.live } else { &mut swept.waiting }) += 1;
             swept.due_in(GRACE + 1);
-            return;
+            return false;
         }
         let free = Ctl::new(ctl.generation(), FREE, 0, 0, 0);
         let word = self.word(index, CTL_WORD);
-        if word.compare_exchange(ctl.0, free.0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+        let done = word.compare_exchange(ctl.0, free.0, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        if done {
             swept.freed += 1;
+            self.guests.recycled(&record);
             if ctl.phase() == LIVE {
                 freed(index, &record);
             }
         }
+        done
     }
 }
 

@@ -4,13 +4,17 @@
 //! they run: whoever publishes a key first has it.
 
 use portcullis_common::engine::Context;
-use portcullis_common::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
+use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{Family, V4, V6};
 use portcullis_common::flow::{self, Body, Ctl, LIVE, Taken};
 use portcullis_common::layout::{
-    Bucket, Bucket6, Control, Device, FlowKey, FlowKey6, HalfRecord, HalfRecord6, NextHop,
+    Bucket, Bucket6, Control, Cursors, Device, FlowKey, FlowKey6, GuestFlows, HalfRecord, HalfRecord6,
+    NextHop,
 };
 use portcullis_common::policy::Page;
+use portcullis_common::quota::{self, counts_for};
+use portcullis_common::reassembly::DatagramSet;
+use portcullis_common::tcp_state::{self, State};
 use portcullis_common::{Reason, atomic};
 
 use super::flow_table::FlowTable;
@@ -75,6 +79,21 @@ impl FlowWriter {
     }
 
     fn write_of<F: Keyed>(&self, pair: &[HalfRecord6; 2], now: u32) -> Written {
+        // Counted like any other, and without a limit: it was here before there was one.
+        let payer = counts_for(&pair[0].half);
+        if let Some(hop) = payer {
+            quota::reserve(self, hop);
+        }
+        let written = self.insert_both::<F>(pair, now);
+        if written != Written::New
+            && let Some(hop) = payer
+        {
+            quota::give_back(self, hop);
+        }
+        written
+    }
+
+    fn insert_both<F: Keyed>(&self, pair: &[HalfRecord6; 2], now: u32) -> Written {
         let forward = self.take::<F>(&pair[0], now);
         if !forward.is_slot() {
             return why(forward);
@@ -117,6 +136,7 @@ impl FlowWriter {
             new_source_port: half.new_source_port,
             new_destination_port: half.new_destination_port,
             rule: half.rule,
+            ack: half.ack,
         };
         let ctl = Ctl(half.ctl);
         flow::publish::<F, Self>(
@@ -125,18 +145,15 @@ impl FlowWriter {
             &body,
             Ctl::new(generation, LIVE, ctl.tcp(), ctl.idle(), ctl.flags()),
         );
-        // SAFETY: in the table; words that are written whole. A packet may have counted itself since, and knows better what
-        // its side has acknowledged.
+        // SAFETY: in the table; words that are written whole. A packet may have counted itself since.
         unsafe {
             (*to).packets = (*to).packets.wrapping_add(half.packets);
             (*to).bytes_low = (*to).bytes_low.wrapping_add(half.bytes_low);
-            if (*to).ack == 0 {
-                (*to).ack = half.ack;
-            }
         }
     }
 
-    /// Brings a flow that is here already to what `pair` says happened since: the later deadlines, and what TCP has seen.
+    /// Brings a flow that is here already to what `pair` says happened since: the later deadlines, what TCP has seen, and the last
+    /// numbers that were acknowledged.
     /// `false` if it is not here, or something else has its keys.
     pub fn merge(&self, v6: bool, pair: &[HalfRecord6; 2], now: u32) -> bool {
         if v6 { self.merge_of::<V6>(pair, now) } else { self.merge_of::<V4>(pair, now) }
@@ -150,14 +167,21 @@ impl FlowWriter {
             if (*a.1).peer != b.0 || (*b.1).peer != a.0 {
                 return false;
             }
-            let tcp = Ctl(pair[0].half.ctl).tcp() | Ctl(pair[1].half.ctl).tcp();
+            let there = Ctl(pair[0].half.ctl).tcp();
             for (to, from) in [(a.1, &pair[0].half), (b.1, &pair[1].half)] {
                 if from.deadline.wrapping_sub((*to).deadline) as i32 > 0 {
                     (*to).deadline = from.deadline;
                 }
+                // While a FIN is under way the number says something else.
+                let plain = tcp_state::OPENED | tcp_state::ANSWERED;
+                let (known, read) = (u32::from_be((*to).ack), u32::from_be(from.ack));
+                let later = read != 0 && (known == 0 || read.wrapping_sub(known) as i32 > 0);
+                if later && there == plain && flow::ctl(to).tcp() & !plain == 0 {
+                    (*to).ack = from.ack;
+                }
                 for _ in 0..16 {
                     let seen = flow::ctl(to);
-                    let wanted = seen.with_tcp(seen.tcp() | tcp);
+                    let wanted = seen.with_tcp(further(seen.tcp(), there));
                     if seen == wanted
                         || seen.phase() != LIVE
                         || atomic::compare_exchange(&raw mut (*to).ctl, seen.0, wanted.0) == seen.0
@@ -168,6 +192,16 @@ impl FlowWriter {
             }
         }
         true
+    }
+}
+
+/// The further one of two states of a connection: `here` and as the other table has it. Opened anew here after its end is
+/// further than that end.
+fn further(here: u8, there: u8) -> u8 {
+    match (tcp_state::state(here), tcp_state::state(there)) {
+        (_, State::HalfOpen) | (State::HalfOpen, State::Closed | State::Reset) => here,
+        (State::HalfOpen, _) => there,
+        _ => here | there,
     }
 }
 
@@ -194,6 +228,15 @@ impl Env for FlowWriter {
     }
     fn bucket6(&self, index: u32) -> Option<*mut Bucket6> {
         self.tables[1].bucket6(index)
+    }
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows> {
+        self.tables[0].guests().element(hop)
+    }
+    fn cursors(&self) -> Option<*mut Cursors> {
+        None
+    }
+    fn half_open(&self, _: bool, _: u32) -> Option<*mut u64> {
+        None
     }
     fn page(&self, _: u32, _: u32) -> Option<*const Page> {
         None
@@ -236,10 +279,16 @@ impl Env for FlowWriter {
     }
     fn refuse(&self, _: &FlowKey, _: Refusal) {}
     fn tried(&self, _: u32) {}
-    fn fragment(&self, _: &FragmentKey) -> Option<FragmentPorts> {
+    fn datagrams(&self, _: u32) -> Option<*mut DatagramSet> {
         None
     }
-    fn set_fragment(&self, _: &FragmentKey, _: FragmentPorts) {}
+    fn recall(&self, _: &mut Context) {}
+    fn remember(&self, _: &mut Context) {}
+    fn identification(&self) -> u16 {
+        0
+    }
+    fn tcp_turn(&self, _: &mut Context, _: u32, _: Ctl) {}
+    fn tcp_turn6(&self, _: &mut Context, _: u32, _: Ctl) {}
     fn insert(&self, _: &mut Context) -> Taken {
         Taken::FULL
     }

@@ -84,7 +84,18 @@ impl Datapath {
             installed.notes.push(format!("tidying after the change of policy: {error:#}"));
         }
         self.counted_before = installed.kept_rules.iter().copied().collect();
+        let [pages, ..] = inner;
+        self.pages_in_force = Some(pages);
         Ok(installed)
+    }
+
+    /// Returns once every program that was running when it was called has ended: setting a slot of a table of tables, even
+    /// to what it holds, waits for that (the kernel's maybe_wait_bpf_programs). At once before the first generation.
+    pub(super) fn wait_for_running_programs(&self) -> anyhow::Result<()> {
+        match &self.pages_in_force {
+            Some(pages) => set_slot(&self.tables.pages, self.generation() & 1, pages),
+            None => Ok(()),
+        }
     }
 
     /// Writes these pages, by number, over those of the generation in force. A packet under way sees each word of them as it
@@ -98,12 +109,8 @@ impl Datapath {
         if pages.is_empty() {
             return Ok(());
         }
-        let outer = &self.tables.pages;
-        // Read from here, an element of a table of tables is the inner one's id.
-        let id: Option<u32> = outer.lookup(&(generation & 1))?;
-        let id = id.with_context(|| format!("{} has no table for generation {generation}", outer.name))?;
-        let inner = super::sys::map_by_id(id).context("BPF_MAP_GET_FD_BY_ID of the pages in force")?;
-        let inner = Table::from_fd("PAGES", inner)?;
+        // Not asked of the kernel, which opens a table by its number only for who may do everything.
+        let inner = self.pages_in_force.as_ref().context("this process has put no generation in force")?;
         let (keys, values): (Vec<u32>, Vec<Page>) = pages.iter().copied().unzip();
         inner.update_batch(&keys, &values)
     }

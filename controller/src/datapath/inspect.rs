@@ -1,5 +1,7 @@
 //! What the kernel says of itself: which programs are loaded, what they cost, and what runs on which device.
 
+use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use aya::programs::Program;
 
 use super::attach::Hook;
 use super::clsact;
-use super::load::Datapath;
+use super::load::{Datapath, program_fd};
 use super::sys;
 
 /// A program of this load.
@@ -31,7 +33,8 @@ pub struct HookState {
     pub hook: Hook,
     /// `link`, or `netlink` for a filter of clsact.
     pub kind: &'static str,
-    /// Program of our link, as the kernel names it (15 bytes); empty for netlink, where it is not asked.
+    /// Program of our link, as the kernel names it (15 bytes); empty for netlink, where it is not asked, and for one of
+    /// another load once CAP_SYS_ADMIN is given up.
     pub program: String,
     pub program_id: u32,
     /// The device is gone, and the link with it.
@@ -68,6 +71,7 @@ impl Datapath {
     /// in the network namespace of the devices.
     pub fn hooks(&self) -> anyhow::Result<Vec<HookState>> {
         let mut hooks = Vec::new();
+        let ours = self.program_names()?;
         for (ifindex, hook, pin) in self.pins.links()? {
             let Some(link) = sys::open_pin(&pin).with_context(|| format!("BPF_OBJ_GET {}", pin.display()))?
             else {
@@ -86,10 +90,10 @@ impl Datapath {
                 ifindex,
                 hook,
                 kind: "link",
-                program: sys::program_by_id(state.program)
-                    .and_then(|program| sys::program_info(program.as_fd()))
-                    .with_context(|| format!("name of program {}", state.program))?
-                    .name,
+                program: match ours.get(&state.program) {
+                    Some(name) => name.clone(),
+                    None => name_of(state.program)?,
+                },
                 program_id: state.program,
                 dead,
                 chain,
@@ -110,9 +114,31 @@ impl Datapath {
         Ok(hooks)
     }
 
+    /// This load's programs as the kernel names them, by number.
+    fn program_names(&self) -> anyhow::Result<HashMap<u32, String>> {
+        let mut names = HashMap::new();
+        for (name, _) in self.ebpf.programs() {
+            let ours = sys::program_info(program_fd(&self.ebpf, name)?.as_fd())
+                .with_context(|| format!("BPF_OBJ_GET_INFO_BY_FD of program {name}"))?;
+            names.insert(ours.id, ours.name);
+        }
+        Ok(names)
+    }
+
     /// Makes the kernel count runs and time of every program on the machine for as long as the descriptor is open;
     /// costs two clock readings per packet.
     pub fn enable_stats(&self) -> anyhow::Result<OwnedFd> {
         aya::sys::enable_stats(aya::sys::Stats::RunTime).context("BPF_ENABLE_STATS")
+    }
+}
+
+/// What the kernel calls a program of somebody else's, or of an earlier load.
+fn name_of(id: u32) -> anyhow::Result<String> {
+    match sys::program_by_id(id) {
+        Ok(program) => Ok(sys::program_info(program.as_fd())
+            .with_context(|| format!("BPF_OBJ_GET_INFO_BY_FD of program {id}"))?
+            .name),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("BPF_PROG_GET_FD_BY_ID {id}")),
     }
 }

@@ -10,7 +10,11 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
 use nix::fcntl::Flock;
-use portcullis_common::layout::{HOP_HOST, HOP_LOOP, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, RuleCount};
+use portcullis_common::layout::{
+    HOP_HOST, HOP_LOOP, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, RuleCount, half_open_mask,
+};
+
+use portcullis_common::quota::PLACE_SLOTS;
 
 use super::control::ControlWord;
 use super::kernel_types::Namespace;
@@ -34,13 +38,16 @@ pub struct LoadOptions {
     pub reset: bool,
 }
 
+/// A place in the ring of half-open flows has 28 bits for a slot.
+const MOST_BUCKETS: u64 = (PLACE_SLOTS / 8) as u64;
+
 impl LoadOptions {
     /// Options for at most this many flows of either family at once.
     pub fn for_flows(max_flows: u32, max_flows6: u32) -> Self {
         let buckets = |flows: u32| (u64::from(flows) * 4).div_ceil(8).next_power_of_two();
         Self {
-            flow_buckets: buckets(max_flows).min(1 << 28) as u32,
-            flow_buckets6: buckets(max_flows6).min(1 << 27) as u32,
+            flow_buckets: buckets(max_flows).min(MOST_BUCKETS) as u32,
+            flow_buckets6: buckets(max_flows6).min(MOST_BUCKETS) as u32,
             ..Self::default()
         }
     }
@@ -60,6 +67,7 @@ pub(super) struct Tables {
     pub next_hops: Table,
     pub flows: Table,
     pub flows6: Table,
+    pub guest_flows: Table,
     pub pages: Table,
     pub prefixes: Table,
     pub spaces: Table,
@@ -87,6 +95,8 @@ pub struct Datapath {
     pub(super) stage_number: u32,
     /// Counts of rules when the generation in force began; those not in here began with it.
     pub(super) counted_before: HashMap<u32, RuleCount>,
+    /// The pages that this process put in force last.
+    pub(super) pages_in_force: Option<Table>,
     /// Something attached may call into them.
     pub(super) stages_in_use: bool,
     pub(super) adopted: bool,
@@ -158,11 +168,7 @@ impl Datapath {
         }
         let log_level = options.log_level as u8;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("FLOWS", buckets).map_max_entries("FLOWS6", buckets6).override_global(
-            aya_log::LEVEL,
-            &log_level,
-            false,
-        );
+        size(&mut loader, buckets, buckets6).override_global(aya_log::LEVEL, &log_level, false);
         let (namespace, note) = match Namespace::here() {
             Ok(namespace) => (namespace, None),
             // The counters then tell of the whole machine; nothing else depends on it.
@@ -201,6 +207,7 @@ impl Datapath {
             control,
             stage_number,
             counted_before: HashMap::new(),
+            pages_in_force: None,
             stages_in_use: false,
             adopted,
             old: None,
@@ -265,6 +272,7 @@ impl Tables {
             next_hops: open("NEXT_HOPS")?,
             flows: open("FLOWS")?,
             flows6: open("FLOWS6")?,
+            guest_flows: open("GUEST_FLOWS")?,
             pages: open("PAGES")?,
             prefixes: open("PREFIXES")?,
             spaces: open("SPACES")?,
@@ -338,6 +346,20 @@ fn check_inner(tables: &Tables, shapes: &Shapes) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives the tables whose size the operator chooses theirs: the flow tables their buckets, and each its ring of half-open flows.
+pub(super) fn size<'a, 'b>(
+    loader: &'a mut EbpfLoader<'b>,
+    buckets: u32,
+    buckets6: u32,
+) -> &'a mut EbpfLoader<'b> {
+    let ring = |buckets: u32| half_open_mask(buckets - 1) + 1;
+    loader
+        .map_max_entries("FLOWS", buckets)
+        .map_max_entries("FLOWS6", buckets6)
+        .map_max_entries("HALF_OPEN", ring(buckets))
+        .map_max_entries("HALF_OPEN6", ring(buckets6))
 }
 
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> anyhow::Result<()> {

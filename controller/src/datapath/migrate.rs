@@ -1,4 +1,4 @@
-//! From the tables of another layout to these (ADR 0014): copied once before the programs are exchanged and again after it,
+//! From the tables of another layout to these (ADR 0011): copied once before the programs are exchanged and again after it,
 //! until a look finds nothing more. Meanwhile nothing is claimed here: what misses may be among what is still to come.
 
 use std::fmt;
@@ -9,12 +9,18 @@ use anyhow::{Context as _, bail};
 use aya_obj::generated::bpf_map_type;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, LIVE};
 use portcullis_common::layout::{
-    Bucket, Bucket6, FlowKey, HalfRecord, HalfRecord6, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, START_MIGRATING,
+    Bucket, Bucket6, FlowKey, HalfRecord, HalfRecord6, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop,
+    START_MIGRATING, WORLD,
+};
+use portcullis_common::packet::headers::TCP;
+use portcullis_common::tcp_state::{
+    ACKED_FORWARD, ACKED_REVERSE, ANSWERED, FIN_FORWARD, FIN_REVERSE, OPENED, RESET,
 };
 use serde::{Deserialize, Serialize};
 
 use super::flow_table::{FlowTable, now_tick};
 use super::flow_writer::{FlowWriter, Written};
+use super::guest_flows::GuestUses;
 use super::load::Datapath;
 use super::pins::Pins;
 use super::sys;
@@ -23,6 +29,8 @@ use super::table::Table;
 /// Layouts whose flows and next hops this build reads, besides its own. Each is described below by records of its own, so
 /// that a change of today's is noticed here.
 const READABLE: [u32; 1] = [3];
+
+const FINS: u8 = FIN_FORWARD | FIN_REVERSE;
 
 /// Looks at the old tables after the programs were exchanged, at most: each takes what came during the one before.
 const LOOKS: u32 = 5;
@@ -73,6 +81,23 @@ fn from3(record: HalfRecord) -> HalfRecord {
         bytes_low: old.bytes_low,
         ack: old.ack,
     }
+}
+
+/// TCP's state in layout 3, which went by flags alone, as today's ([`tcp_state`]). What is not known of the numbers is taken for what
+/// it nearly always is: that a FIN which passed was acknowledged, and that the answer to a guest's SYN is one.
+fn tcp3(bits: u8, from_world: bool) -> u8 {
+    if bits & (OPENED | ANSWERED) == OPENED && bits & RESET == 0 && bits & FINS != FINS {
+        // A guest's word is taken for what it acknowledges itself.
+        return if from_world { OPENED } else { OPENED | ACKED_FORWARD };
+    }
+    let mut now = OPENED | ANSWERED | bits & (FINS | RESET);
+    if bits & FIN_FORWARD != 0 {
+        now |= ACKED_FORWARD;
+    }
+    if bits & FIN_REVERSE != 0 {
+        now |= ACKED_REVERSE;
+    }
+    now
 }
 
 /// What has been copied.
@@ -148,8 +173,12 @@ impl Old {
             Ok(table)
         };
         let flows = [
-            FlowTable::map(&open("FLOWS", size_of::<Bucket>())?, size_of::<Half3>())?,
-            FlowTable::map(&open("FLOWS6", size_of::<Bucket6>())?, size_of::<HalfRecord6>())?,
+            FlowTable::map(&open("FLOWS", size_of::<Bucket>())?, size_of::<Half3>(), GuestUses::detached()?)?,
+            FlowTable::map(
+                &open("FLOWS6", size_of::<Bucket6>())?,
+                size_of::<HalfRecord6>(),
+                GuestUses::detached()?,
+            )?,
         ];
         let next_hops = open("NEXT_HOPS", size_of::<NextHop>())?;
         Ok(Self {
@@ -194,7 +223,14 @@ impl Old {
                 if other.phase() != LIVE || other.generation() != ctl.generation() || peer.peer != index {
                     return None;
                 }
-                Some((table.is_v6(), [wide(table, index, record)?, wide(table, record.peer, peer)?]))
+                let mut pair = [wide(table, index, record)?, wide(table, record.peer, peer)?];
+                if record.key.protocol == TCP {
+                    let bits = tcp3(ctl.tcp() | other.tcp(), record.key.network == WORLD);
+                    for half in &mut pair {
+                        half.half.ctl = Ctl(half.half.ctl).with_tcp(bits).0;
+                    }
+                }
+                Some((table.is_v6(), pair))
             })
         })
     }

@@ -9,6 +9,7 @@
 //!   .reasons ...    what the kernel counted, learned, sampled                   counters, next_hops, events, inspect
 //!   .dry_run        the programs once more, to ask what they would do           dry_run
 //!   .flow_table     the live flows, in memory shared with the kernel            flow_table
+//!   .guest_uses     how much of the flow tables each guest holds                guest_flows
 //! down              all of it away, without loading anything                    down
 //! ```
 //!
@@ -17,6 +18,7 @@
 
 mod attach;
 mod batch;
+mod clock;
 mod clsact;
 mod control;
 mod counters;
@@ -26,6 +28,7 @@ mod events;
 mod flow_table;
 mod flow_writer;
 mod generation;
+mod guest_flows;
 mod inspect;
 mod kernel_types;
 mod load;
@@ -43,6 +46,7 @@ mod test_run;
 pub(crate) mod tests;
 
 pub use attach::{AttachDevice, AttachPlan, Attached, Hook, Role, TcBackend};
+pub use clock::check_clock;
 pub use counters::LOST_SLOTS;
 pub use down::{abandon, down, in_use};
 pub use dry_run::{Answer, DryRun};
@@ -50,6 +54,7 @@ pub use events::{AsyncEvents, Events, KernelLog};
 pub use flow_table::{FlowTable, Swept, address6, now_tick};
 pub use flow_writer::{FlowWriter, Written, whole};
 pub use generation::{Installed, PolicyImage};
+pub use guest_flows::{GuestUse, GuestUses};
 pub use inspect::{HookState, ProgramInfo};
 pub use load::{Datapath, LoadOptions};
 pub use migrate::Migrated;

@@ -15,12 +15,16 @@ use super::sys::Shape;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTCULLIS_EBPF_OBJECT_PATH"));
 
 /// Tables that outlive the controller.
-pub(super) const PINNED: [&str; 21] = [
+pub(super) const PINNED: [&str; 25] = [
     "CONTROL",
     "DEVICES",
     "NEXT_HOPS",
     "FLOWS",
     "FLOWS6",
+    "GUEST_FLOWS",
+    "CURSORS",
+    "HALF_OPEN",
+    "HALF_OPEN6",
     "PAGES",
     "PREFIXES",
     "SPACES",
@@ -34,7 +38,7 @@ pub(super) const PINNED: [&str; 21] = [
     "RULE_COUNTS",
     "EVENTS",
     "REFUSALS",
-    "FRAGMENTS",
+    "DATAGRAMS",
     "TRIED",
     "LOST",
 ];
@@ -44,13 +48,13 @@ pub(super) const GENERATION: [&str; 7] =
     ["PAGES", "PREFIXES", "SPACES", "ENDPOINTS", "PREFIXES6", "SPACES6", "ENDPOINTS6"];
 
 /// Tables whose size the operator chooses.
-pub(super) const SIZED: [&str; 2] = ["FLOWS", "FLOWS6"];
+pub(super) const SIZED: [&str; 4] = ["FLOWS", "FLOWS6", "HALF_OPEN", "HALF_OPEN6"];
 
 /// The hooks that have stages: what the program array and the program names are made of.
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-const STAGES: [(&str, u32); 14] = [
+const STAGES: [(&str, u32); 15] = [
     ("classify", 1),
     ("claim", 2),
     ("icmp", 3),
@@ -63,6 +67,7 @@ const STAGES: [(&str, u32); 14] = [
     ("refuse", 10),
     ("refuse6", 11),
     ("icmp6", 13),
+    ("relieve", 14),
     ("adopt", 20),
     ("adopt6", 21),
 ];

@@ -26,6 +26,7 @@ use super::attach::Hook;
 use super::object::describe_shape;
 use super::sys::{self, Shape};
 use super::table::Table;
+use crate::privileges::privileged;
 
 /// Where pins go unless the operator says otherwise.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/portcullis";
@@ -57,13 +58,15 @@ impl Pins {
                  mount one (mount -t bpf bpf DIRECTORY) or use {DEFAULT_PINS}",
                 self.root.display()
             );
-            mount(
-                Some("bpf"),
-                BPFFS,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                Some("mode=700"),
-            )
+            privileged(|| {
+                mount(
+                    Some("bpf"),
+                    BPFFS,
+                    Some("bpf"),
+                    MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                    Some("mode=700"),
+                )
+            })
             .with_context(|| format!("mounting the bpf filesystem at {BPFFS}"))?;
             log::info!("mounted the bpf filesystem at {BPFFS}");
         }

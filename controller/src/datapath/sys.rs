@@ -13,10 +13,16 @@ use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 
+use crate::privileges::privileged;
+
 /// The one place where this room enters the kernel.
 pub(super) fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     #[cfg(test)]
     super::tests::faults::strike()?;
+    enter(cmd, attr)
+}
+
+fn enter(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole bpf_attr, zeroed where the caller set nothing; what it points to outlives the call,
     // because every caller passes addresses of arguments and locals.
     let answer = unsafe {
@@ -202,10 +208,17 @@ pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     by_id(bpf_cmd::BPF_MAP_GET_FD_BY_ID, id)
 }
 
+/// The one kind of call that wants CAP_SYS_ADMIN, which the daemon has only while it starts.
 fn by_id(cmd: bpf_cmd, id: u32) -> io::Result<OwnedFd> {
-    let mut attr = zeroed();
-    attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
-    bpf_fd(cmd, &mut attr)
+    #[cfg(test)]
+    super::tests::faults::strike()?;
+    let fd = privileged(move || {
+        let mut attr = zeroed();
+        attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
+        enter(cmd, &mut attr)
+    })?;
+    // SAFETY: as in `bpf_fd`; descriptors belong to the process, whichever thread asked.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// BPF_LINK_CREATE on a device.

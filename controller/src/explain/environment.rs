@@ -57,6 +57,12 @@ pub fn environment(
     Ok((env, mac))
 }
 
+/// The hardware address that a frame to the packet's first device has to be for.
+pub fn device_mac(in_force: &InForce, ends: &Ends<'_>) -> [u8; 6] {
+    let device = in_force.compiled.devices.iter().find(|device| device.ifindex == ends.ifindex);
+    device.map_or(SOME_MAC, |device| device.mac)
+}
+
 /// Makes sure that the guest at the packet's end is there: its device, and a hardware address.
 fn the_guest(
     env: &mut HostEnv,

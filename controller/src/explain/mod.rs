@@ -121,6 +121,7 @@ pub fn explain(shared: &Shared, question: &Question) -> Result<Explanation, Fail
     let (env, source_mac) = environment::environment(shared, &in_force, &ends)?;
     let frame = packet::build(&packet::Contents {
         source_mac,
+        destination_mac: environment::device_mac(&in_force, &ends),
         source: ends.source,
         source_port: ends.source_port,
         destination: ends.destination,

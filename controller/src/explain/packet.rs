@@ -9,6 +9,8 @@ pub const LINK: usize = 14;
 #[derive(Debug, Clone, Copy)]
 pub struct Contents {
     pub source_mac: [u8; 6],
+    /// That of the device the frame arrives on: what is for others there is left alone.
+    pub destination_mac: [u8; 6],
     pub source: IpAddr,
     /// Identifier of an echo request; without meaning for protocols that have no ports.
     pub source_port: u16,
@@ -33,7 +35,7 @@ pub struct Tuple {
 pub fn build(contents: &Contents) -> Vec<u8> {
     let transport = transport(contents);
     let mut frame = Vec::with_capacity(LINK + 40 + transport.len());
-    frame.extend([0x02, 0, 0, 0, 0, 0xfe]);
+    frame.extend(contents.destination_mac);
     frame.extend(contents.source_mac);
     match (contents.source, contents.destination) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -128,6 +130,7 @@ mod tests {
         let address = |four: &str, six: &str| if v6 { six } else { four }.parse().unwrap();
         Contents {
             source_mac: [2, 0, 0, 0, 0, 1],
+            destination_mac: [2, 0, 0, 0, 0, 2],
             source: address("10.0.1.4", "fd00::4"),
             source_port: 40000,
             destination: address("203.0.113.100", "fd00::5"),

@@ -240,6 +240,8 @@ fn state(forward: &HalfRecord, reverse: &HalfRecord) -> &'static str {
     match tcp_state::state(Ctl(forward.ctl).tcp()) {
         State::HalfOpen => "halfOpen",
         State::Established => "established",
+        State::Transitory => "transitory",
+        State::Closing => "closing",
         State::Closed => "closed",
         State::Reset => "reset",
     }

@@ -6,6 +6,7 @@ mod list;
 mod occupancy;
 pub mod ports;
 mod reaper;
+mod recount;
 mod reset;
 pub mod snat;
 mod snat_text;

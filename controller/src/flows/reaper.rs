@@ -10,6 +10,7 @@ use portcullis_common::clock::TICK_SHIFT;
 use portcullis_common::layout::NextHop;
 use serde::{Deserialize, Serialize};
 
+use super::recount::Recount;
 use super::reset::{Sender, resets};
 use crate::datapath::{FlowTable, Swept, now_tick};
 
@@ -34,6 +35,7 @@ pub struct ReaperCounts {
     /// RSTs to the ends of idle connections.
     resets_sent: AtomicU64,
     resets_withheld: AtomicU64,
+    corrected: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -57,6 +59,9 @@ pub struct ReaperReport {
     /// RSTs over the rate of 10,000 a second, or that the kernel refused to send.
     #[serde(default)]
     pub resets_withheld: u64,
+    /// Guests whose count of flows was put right: somebody had ended between freeing a record and counting it.
+    #[serde(default)]
+    pub quotas_corrected: u64,
     pub ipv4: TableReport,
     pub ipv6: TableReport,
 }
@@ -96,6 +101,7 @@ impl ReaperCounts {
             last_sweep_milliseconds: self.microseconds.load(Relaxed) as f64 / 1000.0,
             resets_sent: self.resets_sent.load(Relaxed),
             resets_withheld: self.resets_withheld.load(Relaxed),
+            quotas_corrected: self.corrected.load(Relaxed),
             ipv4: self.tables[0].report(),
             ipv6: self.tables[1].report(),
         }
@@ -140,9 +146,10 @@ fn work(tables: &[Arc<FlowTable>; 2], counts: &ReaperCounts, datapath: &dyn Reap
         let (new_flows, packets) = datapath.traffic();
         News { new_flows, packets, ended: tables.map(FlowTable::ended) }
     };
+    let mut recount = Recount::default();
     while !counts.stop.load(Relaxed) {
         let before = look();
-        let done = sweep(tables, counts, sender.as_mut(), datapath);
+        let done = sweep(tables, counts, &mut recount, sender.as_mut(), datapath);
         let since = Instant::now();
         while !counts.stop.load(Relaxed) && !done.is_over(since.elapsed(), before, look) {
             std::thread::sleep(BEAT);
@@ -189,14 +196,16 @@ impl Done {
 fn sweep(
     tables: [&FlowTable; 2],
     counts: &ReaperCounts,
+    recount: &mut Recount,
     mut sender: Option<&mut Sender>,
     datapath: &dyn ReapedDatapath,
 ) -> Done {
     let (began, worked) = (Instant::now(), processor_time());
     let now = now_tick();
     let mut all = Swept::default();
+    recount.begin(tables[0].guests());
     for (table, counts) in tables.into_iter().zip(&counts.tables) {
-        let swept = table.sweep(now, |index, record| {
+        let swept = table.sweep_counting(now, recount.held(), |index, record| {
             let Some(sender) = sender.as_deref_mut() else { return };
             for reset in resets(table, index, record, now).into_iter().flatten() {
                 if let Some(hop) = datapath.next_hop(reset.next_hop) {
@@ -209,6 +218,8 @@ fn sweep(
         all.live += swept.live + swept.waiting;
         all.due = [all.due, swept.due].into_iter().flatten().min();
     }
+    let corrected = recount.end(tables[0].guests());
+    counts.corrected.fetch_add(corrected, Relaxed);
     let took = processor_time().saturating_sub(worked);
     counts.sweeps.fetch_add(1, Relaxed);
     counts.microseconds.store(began.elapsed().as_micros() as u64, Relaxed);
@@ -274,13 +285,13 @@ mod tests {
             put(flows6, Put { slot: 2, ..TCP });
             assert!(flows6.end(2, &flows6.read(2).unwrap(), now_tick()));
             let counts = ReaperCounts::default();
-            sweep([flows, flows6], &counts, None, &Nothing);
+            sweep([flows, flows6], &counts, &mut Recount::default(), None, &Nothing);
             let report = counts.report();
             assert_eq!((report.sweeps, report.ipv4.live, report.ipv4.waiting), (1, 2, 0));
             assert_eq!((report.ipv6.live, report.ipv6.waiting, report.ipv6.freed), (2, 2, 0));
             // The grace is three ticks of 67 ms.
             std::thread::sleep(Duration::from_millis(400));
-            sweep([flows, flows6], &counts, None, &Nothing);
+            sweep([flows, flows6], &counts, &mut Recount::default(), None, &Nothing);
             let report = counts.report();
             assert_eq!(
                 (report.sweeps, report.ipv6.live, report.ipv6.waiting, report.ipv6.freed),

@@ -12,6 +12,7 @@ mod ethtool;
 mod firewalls;
 mod guest_routes;
 mod hooks;
+mod jit;
 mod journal;
 mod links;
 mod namespace;
@@ -21,6 +22,7 @@ mod offloads;
 mod prepare;
 mod probers;
 mod routes;
+mod rules;
 mod solicited;
 mod sysctl;
 mod undo;
@@ -36,6 +38,7 @@ pub use firewalls::{Firewall, firewalls};
 pub use hooks::{
     AttachedHook, DeviceChoice, DeviceRole, choose_hooks, choose_hooks_without, missing_devices,
 };
+pub use jit::jit_warnings;
 pub use journal::{HostChange, Journal};
 pub use links::{Link, LinkKind, Links, Peer};
 pub use neighbours::{Neighbour, Resolution};

@@ -45,6 +45,8 @@ pub enum HostEvent {
         prefix: IpNet,
         gone: bool,
     },
+    /// A rule of policy routing came or went; which, is to be read afresh.
+    Rule,
     /// `gone` with the last known state when the entry was deleted.
     Neighbour {
         neighbour: Neighbour,
@@ -57,7 +59,7 @@ pub enum HostEvent {
 impl HostEvent {
     /// Whether `Host::routes` may answer differently now.
     pub fn touches_routes(&self) -> bool {
-        !matches!(self, Self::Neighbour { .. })
+        !matches!(self, Self::Neighbour { .. } | Self::Rule)
     }
 
     /// Whether `Host::links`, and with it `choose_hooks` and `prepare`, may answer differently now.
@@ -84,6 +86,8 @@ impl Watch {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ];
         let (mut connection, _, messages) = new_multicast_connection(&groups)
             .context("cannot subscribe to changes of this host's devices")?;
@@ -149,6 +153,7 @@ fn event_of(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<HostEvent> {
         RouteNetlinkMessage::DelRoute(route) => {
             Some(HostEvent::Route { prefix: main_prefix_of(&route)?, gone: true })
         }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(HostEvent::Rule),
         RouteNetlinkMessage::NewNeighbour(neighbour) => {
             Some(HostEvent::Neighbour { neighbour: neighbour_of(&neighbour)?, gone: false })
         }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis_common::Reason;
+use portcullis_common::layout::HOP_GUEST;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 
@@ -67,12 +68,49 @@ pub fn text(shared: &Shared) -> anyhow::Result<Vec<u8>> {
         MetricType::GAUGE,
         flows.map(|(name, n)| gauge(&[("family", name)], n as f64)).collect(),
     ));
+    families.extend(by_guest(shared)?);
     families.push(candidates(&tried));
     families.push(health(shared));
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text).context("writing metrics")?;
     Ok(text)
+}
+
+/// What each guest holds of the flow table.
+fn by_guest(shared: &Shared) -> anyhow::Result<Vec<MetricFamily>> {
+    let hops = shared.datapath().next_hops()?;
+    let registry = shared.registry().clone();
+    let uses = shared.flow_tables()[0].guests();
+    let (mut held, mut refused, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, _) in hops.iter().filter(|(_, hop)| hop.kind == HOP_GUEST) {
+        let used = uses.read(*index);
+        let name = registry.next_hop_key(*index).unwrap_or("?");
+        let labels = [("guest", name.strip_prefix("guest:").unwrap_or(name))];
+        held.push(gauge(&labels, used.held.into()));
+        refused.push(counter(&labels, used.refused as f64));
+        replaced.push(counter(&labels, used.replaced as f64));
+    }
+    Ok(vec![
+        family(
+            "portcullis_guest_flows",
+            "Flows that each guest holds, against flowTable.maxFlowsPerGuest.",
+            MetricType::GAUGE,
+            held,
+        ),
+        family(
+            "portcullis_guest_refused_total",
+            "Packets that opened no flow because their guest held as many as it may.",
+            MetricType::COUNTER,
+            refused,
+        ),
+        family(
+            "portcullis_guest_replaced_total",
+            "Half-open flows from outside that were ended to make room for new ones.",
+            MetricType::COUNTER,
+            replaced,
+        ),
+    ])
 }
 
 fn snat(guests: &[GuestPorts]) -> Vec<MetricFamily> {

@@ -11,13 +11,14 @@ use portcullis_common::layout::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
     HalfRecord6, NextHop,
 };
+use portcullis_common::quota::share;
 use serde::{Deserialize, Serialize};
 
 use super::time::{rfc3339, seconds};
 use crate::api::Failure;
 use crate::compile::Registry;
 use crate::daemon::{Before, InForce, Shared};
-use crate::datapath::{FlowTable, HookState, ProgramInfo, address6, now_tick};
+use crate::datapath::{FlowTable, GuestUse, GuestUses, HookState, ProgramInfo, address6, now_tick};
 use crate::flows::{ReaperReport, address, live};
 use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
 
@@ -161,6 +162,25 @@ pub struct Hop {
     pub xdp: bool,
     /// Seconds for which XDP goes on trusting the hardware address; `null` is for ever, or not at all.
     pub fresh_seconds: Option<f64>,
+    /// Guests only: what it holds of the flow table.
+    #[serde(default)]
+    pub flows: Option<GuestFlows>,
+}
+
+/// What a guest holds of the flow table (`flowTable.maxFlowsPerGuest`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestFlows {
+    /// Dead ones that nobody has come by yet are among them.
+    pub held: u32,
+    pub most: u32,
+    /// Of those opened from outside the latest, among which half-open ones are replaced.
+    pub half_open: u32,
+    pub most_half_open: u32,
+    /// Packets that opened no flow because of it, since the tables were made.
+    pub refused: u64,
+    /// Half-open flows ended to make room for new ones, since then.
+    pub replaced: u64,
 }
 
 /// A flow table.
@@ -210,6 +230,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
     let (routes, lost, generation) = (datapath.routes()?.len(), datapath.lost()?, datapath.generation());
     drop(datapath);
     let [flows, flows_v6] = shared.flow_tables().map(|table| flow_use(table, now));
+    let uses = shared.flow_tables()[0].guests();
     let trouble = shared.trouble();
     let (rules, blocked) = balanced(&in_force.loaded.network, &shared.health);
     Ok(Status {
@@ -229,7 +250,10 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         }),
         devices: in_force.choices.iter().map(|choice| device(choice, &hooks, &programs)).collect(),
         missing_devices: in_force.compiled.missing_devices.clone(),
-        next_hops: hops.iter().map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now)).collect(),
+        next_hops: hops
+            .iter()
+            .map(|(index, hop)| next_hop(&in_force, &registry, *index, hop, now, uses))
+            .collect(),
         routes,
         reaper: shared.reaper.report(),
         balanced: rules,
@@ -238,7 +262,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
             .into_iter()
             .map(|found| OtherFirewall { name: found.name.to_owned(), evidence: found.evidence })
             .collect(),
-        warnings: warnings(&in_force).into_iter().chain(blocked).collect(),
+        warnings: warnings(&in_force).into_iter().chain(blocked).chain(shared.host_warnings()).collect(),
         health_events: shared.health_log.events(),
         health_looks: shared.health_log.looks(),
         memory: Memory {
@@ -297,7 +321,14 @@ fn program(info: ProgramInfo) -> Program {
     }
 }
 
-fn next_hop(in_force: &InForce, registry: &Registry, index: u16, hop: &NextHop, now: u32) -> Hop {
+fn next_hop(
+    in_force: &InForce,
+    registry: &Registry,
+    index: u16,
+    hop: &NextHop,
+    now: u32,
+    uses: &GuestUses,
+) -> Hop {
     let resolved = hop.flags & HOP_FLAG_RESOLVED != 0;
     let fresh = if passed(hop.fresh_until, now) { 0 } else { hop.fresh_until.wrapping_sub(now) };
     Hop {
@@ -324,6 +355,22 @@ fn next_hop(in_force: &InForce, registry: &Registry, index: u16, hop: &NextHop, 
         pinned: hop.flags & HOP_FLAG_PINNED != 0,
         xdp: hop.flags & HOP_FLAG_XDP != 0,
         fresh_seconds: (resolved && hop.fresh_until != 0).then(|| seconds(fresh)),
+        flows: (hop.kind == HOP_GUEST)
+            .then(|| guest_flows(in_force, hop.address6 != [0; 4], uses.read(index))),
+    }
+}
+
+/// What a guest holds beside what it may.
+fn guest_flows(in_force: &InForce, v6: bool, used: GuestUse) -> GuestFlows {
+    let table = &in_force.loaded.network.flow_table;
+    let most = if v6 { table.max_flows_per_guest_v6 } else { table.max_flows_per_guest };
+    GuestFlows {
+        held: used.held,
+        most,
+        half_open: used.half_open,
+        most_half_open: share(most),
+        refused: used.refused,
+        replaced: used.replaced,
     }
 }
 

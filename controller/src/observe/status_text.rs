@@ -134,7 +134,7 @@ impl Status {
     }
 
     fn hop_table(&self) -> String {
-        let mut table = Table::new(&["NEXT HOP", "DEVICE", "ADDRESS", "MAC", "STATE"]);
+        let mut table = Table::new(&["NEXT HOP", "DEVICE", "ADDRESS", "MAC", "FLOWS", "REFUSED", "STATE"]);
         for hop in self.next_hops.iter().filter(|hop| hop.kind != "host") {
             let state = match (hop.resolved, hop.pinned, hop.fresh_seconds) {
                 (_, true, _) => "pinned by the policy".to_owned(),
@@ -152,6 +152,10 @@ impl Status {
                 hop.device.clone(),
                 address,
                 hop.mac.clone().unwrap_or_default(),
+                hop.flows
+                    .as_ref()
+                    .map_or_else(String::new, |flows| format!("{} of {}", flows.held, flows.most)),
+                hop.flows.as_ref().map_or_else(String::new, |flows| flows.refused.to_string()),
                 state,
             ]);
         }
@@ -197,6 +201,7 @@ mod tests {
                 pinned: false,
                 xdp: false,
                 fresh_seconds: None,
+                flows: None,
             }],
             routes: 1,
             flows: FlowUse { live: 1, capacity: 2, fill_percent: 50.0, slots: 8 },

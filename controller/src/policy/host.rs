@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::diagnostics::Problems;
 use super::fields::Fields;
 use super::interfaces::HOOKS;
-use super::network::{Adoption, FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink};
+use super::network::{Adoption, FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink, flows_per_guest};
 use super::register::Register;
 use super::source::{Span, Text};
 use super::tree::Node;
@@ -19,6 +19,7 @@ const MAX_GRACE: u32 = 3600;
 
 /// Below the first the table is of no use, above the second its index no longer fits a half-record.
 const FLOWS: std::ops::RangeInclusive<u32> = 1024..=4_194_304;
+const GUEST_FLOWS: std::ops::RangeInclusive<u32> = 16..=4_194_304;
 
 /// An uplink as read.
 pub struct ReadUplink {
@@ -107,6 +108,7 @@ pub fn read_timeouts(node: Option<&Node<'_>>, default: Timeouts, problems: &mut 
         tcp_half_open: seconds("tcpHalfOpenSeconds", default.tcp_half_open),
         tcp_fin: seconds("tcpFinSeconds", default.tcp_fin),
         tcp_reset: seconds("tcpResetSeconds", default.tcp_reset),
+        tcp_transitory: seconds("tcpTransitorySeconds", default.tcp_transitory),
         udp: seconds("udpSeconds", default.udp),
         icmp: seconds("icmpSeconds", default.icmp),
         other: seconds("otherSeconds", default.other),
@@ -129,11 +131,15 @@ pub fn read_flow_table(node: Option<&Node<'_>>, problems: &mut Problems) -> Flow
     let Some(fields) = node.and_then(|node| Fields::open(node, &shape::FLOW_TABLE, problems)) else {
         return default;
     };
-    let mut flows = |field, default| {
-        fields.number(field, *FLOWS.start(), *FLOWS.end(), problems).map_or(default, |number| number.value)
+    let mut flows = |field, range: &std::ops::RangeInclusive<u32>, default| {
+        fields.number(field, *range.start(), *range.end(), problems).map_or(default, |number| number.value)
     };
+    let max_flows = flows("maxFlows", &FLOWS, default.max_flows);
+    let max_flows_v6 = flows("maxFlowsIPv6", &FLOWS, default.max_flows_v6);
     FlowTable {
-        max_flows: flows("maxFlows", default.max_flows),
-        max_flows_v6: flows("maxFlowsIPv6", default.max_flows_v6),
+        max_flows,
+        max_flows_v6,
+        max_flows_per_guest: flows("maxFlowsPerGuest", &GUEST_FLOWS, flows_per_guest(max_flows)),
+        max_flows_per_guest_v6: flows("maxFlowsPerGuestIPv6", &GUEST_FLOWS, flows_per_guest(max_flows_v6)),
     }
 }

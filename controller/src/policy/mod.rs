@@ -107,7 +107,10 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
             let help = match error.kind() {
                 std::io::ErrorKind::NotFound => "check the path; `examples/` has policies to begin with",
                 std::io::ErrorKind::IsADirectory => "name the policy file inside the directory",
-                std::io::ErrorKind::PermissionDenied => "let this user read the file",
+                std::io::ErrorKind::PermissionDenied => {
+                    "let this user read the file; the daemon is root without the power to look past file modes, so the \
+                     file has to be root's or readable by all"
+                }
                 _ => "check the path and the file",
             };
             return fail("", format!("cannot read the policy: {error}"), None, help);

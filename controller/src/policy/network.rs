@@ -546,6 +546,8 @@ pub struct Timeouts {
     pub tcp_half_open: u32,
     pub tcp_fin: u32,
     pub tcp_reset: u32,
+    /// After a RST that is not shown to be the other end's.
+    pub tcp_transitory: u32,
     pub udp: u32,
     pub icmp: u32,
     pub other: u32,
@@ -558,6 +560,7 @@ impl Default for Timeouts {
             tcp_half_open: 30,
             tcp_fin: 240,
             tcp_reset: 15,
+            tcp_transitory: 240,
             udp: 240,
             icmp: 60,
             other: 240,
@@ -571,15 +574,31 @@ pub struct FlowTable {
     pub max_flows: u32,
     /// The same for IPv6, whose records are twice as large and have a table of their own.
     pub max_flows_v6: u32,
+    /// Flows of IPv4 that one guest may hold.
+    pub max_flows_per_guest: u32,
+    /// The same for IPv6.
+    pub max_flows_per_guest_v6: u32,
+}
+
+/// What one guest may hold of a table for so many flows unless the policy says otherwise: a quarter, so that three of them
+/// leave room for the others, but at least 1,024.
+pub const fn flows_per_guest(max_flows: u32) -> u32 {
+    if max_flows < 4096 { 1024 } else { max_flows / 4 }
 }
 
 impl Default for FlowTable {
     fn default() -> Self {
-        Self { max_flows: 262_144, max_flows_v6: 65_536 }
+        let (max_flows, max_flows_v6) = (262_144, 65_536);
+        Self {
+            max_flows,
+            max_flows_v6,
+            max_flows_per_guest: flows_per_guest(max_flows),
+            max_flows_per_guest_v6: flows_per_guest(max_flows_v6),
+        }
     }
 }
 
-/// What becomes of connections that are older than the first start (ADR 0014).
+/// What becomes of connections that are older than the first start (ADR 0011).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Adoption {
     /// For so long TCP connections that need no translation of ports are adopted, and guests told by a RST that others are

@@ -121,9 +121,12 @@ pub struct Timeouts {
     /// TCP closed by FIN; default 240, 65 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_fin_seconds: Option<u32>,
-    /// TCP closed by RST; default 15, 16 with the profile natgateway of `snat`.
+    /// TCP closed by a RST of one of its ends; default 15, 16 with the profile natgateway of `snat`.
     #[schemars(range(min = 1, max = 86400))]
     tcp_reset_seconds: Option<u32>,
+    /// TCP after a RST whose sequence number does not show that it is one of its ends', if nobody speaks any more; default 240.
+    #[schemars(range(min = 1, max = 86400))]
+    tcp_transitory_seconds: Option<u32>,
     /// UDP without traffic; default 240.
     #[schemars(range(min = 1, max = 86400))]
     udp_seconds: Option<u32>,
@@ -145,6 +148,12 @@ pub struct FlowTable {
     /// The same for IPv6, which has a table of its own: 1024 to 4194304; default 65536.
     #[schemars(rename = "maxFlowsIPv6", range(min = 1024, max = 4_194_304))]
     max_flows_ipv6: Option<u32>,
+    /// Flows of IPv4 that one guest may hold, 16 to 4194304; default a quarter of `maxFlows`, but at least 1024.
+    #[schemars(range(min = 16, max = 4_194_304))]
+    max_flows_per_guest: Option<u32>,
+    /// The same for IPv6; default a quarter of `maxFlowsIPv6`, but at least 1024.
+    #[schemars(rename = "maxFlowsPerGuestIPv6", range(min = 16, max = 4_194_304))]
+    max_flows_per_guest_ipv6: Option<u32>,
 }
 
 /// What becomes of connections that are older than the first start.

@@ -346,6 +346,7 @@ pub const TIMEOUTS: Shape = Shape {
         "tcpHalfOpenSeconds",
         "tcpFinSeconds",
         "tcpResetSeconds",
+        "tcpTransitorySeconds",
         "udpSeconds",
         "icmpSeconds",
         "otherSeconds",
@@ -353,8 +354,12 @@ pub const TIMEOUTS: Shape = Shape {
     required: &[],
 };
 
-pub const FLOW_TABLE: Shape =
-    Shape { schema: "FlowTable", what: "flow table", fields: &["maxFlows", "maxFlowsIPv6"], required: &[] };
+pub const FLOW_TABLE: Shape = Shape {
+    schema: "FlowTable",
+    what: "flow table",
+    fields: &["maxFlows", "maxFlowsIPv6", "maxFlowsPerGuest", "maxFlowsPerGuestIPv6"],
+    required: &[],
+};
 
 pub const ADOPTION: Shape =
     Shape { schema: "Adoption", what: "adoption", fields: &["graceSeconds"], required: &[] };

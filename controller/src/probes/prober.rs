@@ -17,7 +17,7 @@ use crate::policy::network::Network;
 /// The probers of this daemon.
 pub struct Probers {
     book: Arc<Book>,
-    /// `None` until a policy has probes.
+    /// `None` until [`Probers::enter`], or until a policy has probes.
     runner: Option<Runner>,
     /// Devices that were made.
     made: BTreeSet<String>,
@@ -27,6 +27,15 @@ impl Probers {
     /// None yet.
     pub fn new(book: Arc<Book>) -> Self {
         Self { book, runner: None, made: BTreeSet::new() }
+    }
+
+    /// Makes the namespace of the probes now, for a policy of later: the daemon cannot once it has given up its
+    /// capabilities.
+    pub fn enter(&mut self) -> anyhow::Result<()> {
+        if self.runner.is_none() {
+            self.runner = Some(Runner::start(Arc::clone(&self.book))?);
+        }
+        Ok(())
     }
 
     /// Makes the devices a policy needs and that are not there. Call it before the host is looked at to compile it.

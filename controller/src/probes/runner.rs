@@ -17,6 +17,7 @@ use super::check::check;
 use super::health::Book;
 use super::targets::Target;
 use crate::hosts::Host;
+use crate::privileges::{give_up_here, privileged};
 
 /// Backends that go down together are taken out together.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -44,21 +45,21 @@ impl Runner {
     pub fn start(book: Arc<Book>) -> anyhow::Result<Self> {
         let (orders, commands) = mpsc::unbounded_channel();
         let (ready, made): (SyncSender<anyhow::Result<File>>, Receiver<_>) = sync_channel(1);
-        std::thread::Builder::new()
-            .name("probes".to_owned())
-            .spawn(move || {
-                let runtime = match enter() {
-                    Ok((namespace, runtime)) => {
-                        let _ = ready.send(Ok(namespace));
-                        runtime
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                        return;
-                    }
-                };
-                runtime.block_on(work(commands, book));
-            })
+        let probing = move || {
+            let runtime = match enter() {
+                Ok((namespace, runtime)) => {
+                    let _ = ready.send(Ok(namespace));
+                    runtime
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            runtime.block_on(work(commands, book));
+        };
+        // A thread has the capabilities of the one that starts it, and a namespace needs one of those that are given up.
+        privileged(|| std::thread::Builder::new().name("probes".to_owned()).spawn(probing))
             .context("starting the thread that probes")?;
         let namespace = made.recv().context("the thread that probes")??;
         Ok(Self { orders, namespace })
@@ -68,6 +69,7 @@ impl Runner {
 /// Puts the calling thread into a namespace of its own.
 fn enter() -> anyhow::Result<(File, tokio::runtime::Runtime)> {
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace for health probes")?;
+    give_up_here().context("giving up capabilities")?;
     let namespace =
         File::open("/proc/thread-self/ns/net").context("opening the probes' network namespace")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,4 +1,4 @@
-//! Connections that are older than the tables (ADR 0014). For a while after the first start a TCP segment from the middle of
+//! Connections that are older than the tables (ADR 0011). For a while after the first start a TCP segment from the middle of
 //! one that needs no port of its own is judged as if it opened the flow, and makes it: established.
 //!
 //! Nobody knows any more which side opened it. The sender is asked for first; if policy does not let it, its receiver may have

@@ -1,17 +1,20 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
-use super::{Context, NO_SLOT, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, adopt, drop, forward};
+use super::{
+    Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, adopt, drop, forward, fragments,
+};
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
 use crate::family::Family;
 use crate::flow::{self, Body, Ctl, FLAG_FORWARD, FLAG_MAPPED, FLAG_RESET, FLAG_SNAT, LIVE, Taken};
 use crate::layout::{
-    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_LOOP, Settings,
-    WORLD, hops,
+    Control, EPOCH_SHIFT, FLOW_RULE, IDLE_ICMP, IDLE_OTHER, IDLE_TCP, IDLE_UDP, NEXT_HOP_HOST, NEXT_HOP_LOOP,
+    Settings, WORLD, hops,
 };
 use crate::packet::Packet;
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::{ALLOC_RESET, Alloc, Endpoint, Header, alloc_of};
+use crate::quota;
 use crate::reason::Reason;
 use crate::snat::{self, TryPort};
 use crate::tcp_state;
@@ -27,13 +30,20 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let control: &Control = unsafe { &*control };
-    let settings = forward::settings(control, ctx.generation);
     if ctx.again != NO_SLOT {
+        fragments::opened(env, ctx);
         return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
     }
     if adopt::migrating(control) {
         return drop(env, ctx, Reason::NoFlow);
     }
+    open::<F, P, E>(packet, env, ctx, control)
+}
+
+/// Makes the flow, and sends the packet that opens it.
+#[inline(always)]
+fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, control: &Control) -> Verdict {
+    let settings = forward::settings(control, ctx.generation);
     if ctx.idle_class == 0 {
         ctx.idle_class = match ctx.key.protocol {
             TCP => IDLE_TCP,
@@ -42,22 +52,30 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
             _ => IDLE_OTHER,
         };
     }
+    // What goes no further opens nothing.
+    if ctx.ttl <= 1 && ctx.side != Side::Host as u8 && ctx.egress != NEXT_HOP_HOST {
+        ctx.refused = Reason::TtlExpired as u8;
+        return Verdict::Next(F::REFUSE);
+    }
+    if let Some(otherwise) = quota::admit::<F, E>(env, ctx) {
+        return otherwise;
+    }
     let made = if ctx.way != WAY_SNAT {
-        direct::<F, E>(env, ctx, settings)
+        direct::<F, E>(env, ctx, control, settings)
     } else {
         translated::<F, E>(env, ctx, control, settings)
     };
-    match made {
-        Ok(()) => {
-            let reason = if ctx.adopt == 0 { Reason::NewFlow } else { Reason::Adopted };
-            forward::send::<F, P, E>(packet, env, ctx, reason)
-        }
-        Err(reason @ (Reason::SnatExhausted | Reason::SnatRefused)) => {
-            ctx.refused = reason as u8;
-            Verdict::Next(F::REFUSE)
-        }
-        Err(reason) => drop(env, ctx, reason),
+    let Err(reason) = made else {
+        fragments::opened(env, ctx);
+        let reason = if ctx.adopt == 0 { Reason::NewFlow } else { Reason::Adopted };
+        return forward::send::<F, P, E>(packet, env, ctx, reason);
+    };
+    quota::forgo(env, ctx);
+    if reason == Reason::SnatExhausted || reason == Reason::SnatRefused {
+        ctx.refused = reason as u8;
+        return Verdict::Next(F::REFUSE);
     }
+    drop(env, ctx, reason)
 }
 
 /// Why a slot could not be had, as the packet's reason.
@@ -91,7 +109,12 @@ fn find_route<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Reaso
 
 /// Flows that need no port of their own: between guests, with the host, by an instance-level public IP, from the world.
 #[inline(always)]
-fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) -> Result<(), Reason> {
+fn direct<F: Family, E: Env>(
+    env: &E,
+    ctx: &mut Context,
+    control: &Control,
+    settings: &Settings,
+) -> Result<(), Reason> {
     let mut network = ctx.to_network;
     if ctx.way == WAY_INSTANCE_OUT {
         find_route::<F, E>(env, ctx)?;
@@ -109,6 +132,8 @@ fn direct<F: Family, E: Env>(env: &E, ctx: &mut Context, settings: &Settings) ->
         return Err(refusal(reverse));
     }
     publish::<F, E>(env, ctx, settings, forward, reverse, 0);
+    let generation = flow::common_generation(forward, reverse);
+    quota::enter::<F, E>(env, ctx, control, forward.index(), generation);
     Ok(())
 }
 
@@ -312,12 +337,13 @@ fn publish<F: Family, E: Env>(
 ) {
     let flags = flags | ctx.flow_flags;
     let generation = flow::common_generation(forward, reverse);
-    let (tcp, span) = if ctx.adopt != 0 {
-        (tcp_state::OPENED | tcp_state::ANSWERED, forward::idle(settings, ctx.idle_class))
+    let (tcp, span, expected) = if ctx.adopt != 0 {
+        // Where the receiver is will be known when it speaks.
+        (tcp_state::OPENED | tcp_state::ANSWERED, forward::idle(settings, ctx.idle_class), 0)
     } else if ctx.key.protocol == TCP {
-        (tcp_state::OPENED, settings.tcp_half_open)
+        (tcp_state::OPENED, settings.tcp_half_open, tcp_state::named(ctx.tcp_end).to_be())
     } else {
-        (0, forward::idle(settings, ctx.idle_class))
+        (0, forward::idle(settings, ctx.idle_class), 0)
     };
     let deadline = ctx.now.wrapping_add(span);
     let rule = stamped(ctx, settings);
@@ -331,6 +357,7 @@ fn publish<F: Family, E: Env>(
         new_source_port: ctx.new.source_port,
         new_destination_port: ctx.new.destination_port,
         rule,
+        ack: if ctx.adopt != 0 { ctx.tcp_ack } else { 0 },
     };
     let back = Body {
         peer: forward.index(),
@@ -341,6 +368,7 @@ fn publish<F: Family, E: Env>(
         new_source_port: ctx.key.destination_port,
         new_destination_port: ctx.key.source_port,
         rule,
+        ack: expected,
     };
     put::<F, E>(
         env,
@@ -365,9 +393,6 @@ fn publish<F: Family, E: Env>(
         unsafe {
             (*r).packets = 1;
             (*r).bytes_low = ctx.length;
-            if ctx.adopt != 0 {
-                (*r).ack = ctx.tcp_ack;
-            }
         }
     }
 }

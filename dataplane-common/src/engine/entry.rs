@@ -8,7 +8,8 @@ use crate::layout::{Control, DEVICE_GUEST, DEVICE_UPLINK, HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::{TCP, UDP};
 use crate::packet::parse::{
-    self, Layer3, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
+    self, Layer3, SHAPE_FLAGS, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_OPENS, SHAPE_VLAN,
+    Station,
 };
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
@@ -40,7 +41,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
         };
     }
     let side = ctx.side();
-    let Some(layer3) = parse::ethernet(packet, ctx) else {
+    let Some((layer3, station)) = parse::ethernet(packet, ctx) else {
         return if side == Side::Guest {
             drop(env, ctx, Reason::Malformed)
         } else {
@@ -49,22 +50,41 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     };
     ctx.v6 = 0;
     ctx.again = NO_SLOT;
+    if device.apart(station) && ctx.looped == 0 {
+        if !station.group() {
+            // A switch floods what it does not know, and a device may be promiscuous: somebody else's frame.
+            return if side == Side::Uplink {
+                pass(env, ctx, Reason::NotOurs)
+            } else {
+                drop(env, ctx, Reason::NotForUs)
+            };
+        }
+        if side == Side::Uplink && layer3 == Layer3::Ipv4 {
+            // What was sent to all is not forwarded (RFC 1812 §5.3.4).
+            return pass(env, ctx, Reason::NotOurs);
+        }
+    }
     // A guest's packet on its way back in is in the world already.
     let network = if ctx.looped != 0 { WORLD } else { device.network };
     if ctx.shape & SHAPE_VLAN != 0 || layer3 != Layer3::Ipv4 {
         ctx.device_mac = device.mac;
         ctx.key.network = network;
-        return not_ipv4(packet, env, ctx, layer3);
+        return not_ipv4(packet, env, ctx, layer3, station);
     }
     // As much as the longest IPv4 header and a TCP header need, or all there is.
     let headers = ctx.l3 as u32 + 60 + 20;
     if !packet.pull(if headers < ctx.length { headers } else { ctx.length }) {
         return drop_unless_uplink(env, ctx, Reason::Malformed);
     }
-    if let Err(reason) = parse::ipv4(packet, ctx) {
+    let parsed = parse::ipv4(packet, ctx);
+    ctx.key.network = network;
+    if let Err(reason) = parsed {
+        if reason == Reason::TcpFlags && side == Side::Uplink {
+            ctx.shape |= SHAPE_FLAGS;
+            return Verdict::Next(Stage::Classify);
+        }
         return drop_unless_uplink(env, ctx, reason);
     }
-    ctx.key.network = network;
 
     if side == Side::Guest && ctx.key.protocol == UDP {
         if ctx.key.source_port == u16::to_be(67) {
@@ -127,7 +147,13 @@ fn drop_unless_uplink<E: Env>(env: &E, ctx: &Context, reason: Reason) -> Verdict
 }
 
 #[inline(always)]
-fn not_ipv4<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, layer3: Layer3) -> Verdict {
+fn not_ipv4<P: Packet, E: Env>(
+    packet: &P,
+    env: &E,
+    ctx: &mut Context,
+    layer3: Layer3,
+    station: Station,
+) -> Verdict {
     let tagged = ctx.shape & SHAPE_VLAN != 0;
     match ctx.side() {
         // A tag means another network, or another device stacked on this one.
@@ -139,6 +165,8 @@ fn not_ipv4<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, layer3: L
         }
         Side::Guest => match layer3 {
             Layer3::Arp => arp::from_guest(packet, env, ctx),
+            // Between the port and what is plugged into it: a bridge that must not see these loses its loops' guard.
+            _ if station.link_local() => pass(env, ctx, Reason::NotOurs),
             _ => drop(env, ctx, Reason::EtherType),
         },
         Side::Uplink if ctx.looped != 0 => drop(env, ctx, Reason::Internal),

@@ -8,7 +8,7 @@ use crate::layout::{HOST_DHCP, WORLD};
 use crate::packet::Packet;
 use crate::packet::headers::UDP;
 use crate::packet::ipv6;
-use crate::packet::parse::{SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_ND};
+use crate::packet::parse::{SHAPE_FLAGS, SHAPE_FRAGMENT, SHAPE_ICMP_ERROR, SHAPE_ICMP_LINK, SHAPE_ND};
 use crate::policy::{AT_HOST, AT_PROXY};
 use crate::reason::Reason;
 
@@ -32,6 +32,10 @@ fn decide<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Ended {
     let parsed = if pulled { ipv6::ipv6(packet, ctx) } else { Err(Reason::Malformed) };
     ctx.set_network(network);
     if let Err(reason) = parsed {
+        if reason == Reason::TcpFlags && uplink {
+            ctx.shape |= SHAPE_FLAGS;
+            return Ended::Verdict(Verdict::Next(Stage::Classify6));
+        }
         // On an uplink what we cannot read may be for the host: the kernel is the judge of that.
         return if uplink { Ended::Pass(Reason::NotOurs) } else { reason.into() };
     }

@@ -1,9 +1,8 @@
-//! Sending a packet of a known flow: deadlines, TCP state, translation, next hop.
+//! Sending a packet of a known flow: deadlines, translation, next hop.
 
 use core::marker::PhantomData;
 
 use super::{Context, Side, Stage, Verdict, claim, drop, pass};
-use crate::atomic;
 use crate::clock::passed;
 use crate::env::{Budget, Env};
 use crate::family::Family;
@@ -12,12 +11,12 @@ use crate::layout::{
     Control, EPOCH_SHIFT, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
     HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Settings,
 };
-use crate::packet::headers::{ACK, FIN, RST, SYN, TCP, UDP, same_mac};
+use crate::packet::headers::{TCP, UDP, same_mac};
 use crate::packet::parse::{SHAPE_ICMP_ERROR, SHAPE_LATER};
 use crate::packet::rewrite::{forwarded6, translate, translate6};
 use crate::packet::{Packet, parse};
 use crate::reason::Reason;
-use crate::tcp_state::{self, State};
+use crate::tcp_state;
 
 /// The settings of the generation this packet is decided by.
 #[inline(always)]
@@ -111,7 +110,7 @@ pub(super) fn established<F: Family, P: Packet, E: Env>(
     if stays::<F>(ctx, verdict) {
         return Some(verdict);
     }
-    touch::<F, E>(env, ctx, settings, record, before);
+    touch::<F, E>(env, ctx, settings, index, record, before);
     Some(verdict)
 }
 
@@ -177,7 +176,7 @@ pub(super) fn allowed_again<F: Family, P: Packet, E: Env>(
     }
     let verdict = send::<F, P, E>(packet, env, ctx, Reason::Forwarded);
     if !stays::<F>(ctx, verdict) {
-        touch::<F, E>(env, ctx, settings, record, before);
+        touch::<F, E>(env, ctx, settings, ctx.again, record, before);
     }
     verdict
 }
@@ -193,8 +192,8 @@ pub(super) trait Translation {
     /// Writes it, with the hardware addresses of the next hop; there is none on the way back in. `false`: the headers are not
     /// where they should be.
     fn write(&self, ctx: &Context, hop: Option<&NextHop>) -> bool;
-    /// Is the packet longer than `mtu`, and its sender to be told?
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool;
+    /// Why the packet, being longer than `mtu`, cannot be sent as it is, see [`parse::too_big`].
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason>;
 }
 
 /// As the flow says: from the context's key to its `new`.
@@ -207,8 +206,8 @@ impl<F: Family, P: Packet> Translation for ByFlow<'_, F, P> {
     }
 
     #[inline(always)]
-    fn too_big(&self, ctx: &Context, mtu: u32) -> bool {
-        ctx.looped == 0 && parse::too_big::<F>(self.0, ctx, mtu)
+    fn too_big(&self, ctx: &Context, mtu: u32) -> Option<Reason> {
+        parse::too_big::<F>(self.0, ctx, mtu)
     }
 }
 
@@ -227,16 +226,30 @@ pub(super) fn send_as<F: Family, E: Env>(
     let Some(hop) = env.next_hop(ctx.egress as u32) else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the element lives as long as the map.
     let hop = unsafe { &*hop };
-    match exit(hop, ctx.now) {
-        Exit::ToHost => pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason }),
-        Exit::Nowhere => drop(env, ctx, Reason::Unresolved),
-        _ if ctx.ttl <= 1 => unsent::<F, E>(env, ctx, Reason::TtlExpired),
-        Exit::Loop => back_in(env, ctx, translation),
-        // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
-        _ if ctx.length > hop.mtu as u32 + 14 && translation.too_big(ctx, hop.mtu as u32) => {
-            ctx.mtu = hop.mtu as u32;
-            unsent::<F, E>(env, ctx, Reason::TooBig)
+    let exit = exit(hop, ctx.now);
+    match exit {
+        Exit::ToHost => {
+            return pass(env, ctx, if reason == Reason::Forwarded { Reason::ToHost } else { reason });
         }
+        Exit::Nowhere => return drop(env, ctx, Reason::Unresolved),
+        _ => {}
+    }
+    if ctx.ttl <= 1 {
+        return unsent::<F, E>(env, ctx, Reason::TtlExpired);
+    }
+    // Without a look at the packet for nearly all: what is not longer than the link takes, with its Ethernet header.
+    if ctx.length > hop.mtu as u32 + 14
+        && let Some(reason) = translation.too_big(ctx, hop.mtu as u32)
+    {
+        // Under XDP nothing can be fragmented, nor come back in: TC decides again.
+        if ctx.xdp() && (reason == Reason::Fragmented || exit == Exit::Loop) {
+            return Verdict::Pass;
+        }
+        ctx.mtu = hop.mtu as u32;
+        return unsent::<F, E>(env, ctx, reason);
+    }
+    match exit {
+        Exit::Loop => back_in(env, ctx, translation),
         Exit::Send => {
             if ctx.xdp() && hop.flags & HOP_FLAG_XDP == 0 {
                 return Verdict::Pass;
@@ -248,7 +261,7 @@ pub(super) fn send_as<F: Family, E: Env>(
             env.count(reason, ctx.length);
             Verdict::Redirect(ifindex)
         }
-        Exit::Resolve => {
+        _ => {
             if ctx.xdp() {
                 return Verdict::Pass;
             }
@@ -315,6 +328,7 @@ fn touch<F: Family, E: Env>(
     env: &E,
     ctx: &mut Context,
     settings: &Settings,
+    index: u32,
     record: *mut HalfRecord,
     before: Ctl,
 ) {
@@ -336,15 +350,10 @@ fn touch<F: Family, E: Env>(
     r.bytes_low = low;
     let now = ctx.now;
     if ctx.key.protocol == TCP {
-        if ctx.tcp_flags & ACK != 0 {
-            r.ack = ctx.tcp_ack;
+        if !tcp_state::plain(before.tcp(), ctx.tcp_flags) {
+            return F::tcp_turn(env, ctx, index, before);
         }
-        if ctx.tcp_flags & (SYN | FIN | RST) != 0 {
-            return tcp_turn::<F, E>(env, ctx, settings, record, before);
-        }
-        if tcp_state::state(before.tcp()) != State::Established {
-            return;
-        }
+        r.ack = ctx.tcp_ack;
     }
     let span = idle(settings, before.idle());
     let deadline = now.wrapping_add(span);
@@ -366,53 +375,6 @@ const fn below(n: u32) -> u32 {
     let n = n | n >> 4;
     let n = n | n >> 8;
     n | n >> 16
-}
-
-/// SYN, FIN and RST: the only packets that touch the other half.
-#[inline(always)]
-fn tcp_turn<F: Family, E: Env>(
-    env: &E,
-    ctx: &Context,
-    settings: &Settings,
-    record: *mut HalfRecord,
-    before: Ctl,
-) {
-    let forward = before.flags() & FLAG_FORWARD != 0;
-    let bits = tcp_state::after(before.tcp(), ctx.tcp_flags, forward);
-    let was = tcp_state::state(before.tcp());
-    let is = tcp_state::state(bits);
-    if bits == before.tcp() {
-        return;
-    }
-    let span = match is {
-        State::HalfOpen => settings.tcp_half_open,
-        State::Established => idle(settings, before.idle()),
-        State::Closed => settings.tcp_fin,
-        State::Reset => settings.tcp_reset,
-    };
-    let deadline = ctx.now.wrapping_add(span);
-    // SAFETY: `record` points into the table.
-    let peer = unsafe { (*record).peer };
-    set_tcp(record, before.generation(), bits, deadline);
-    if let Some(other) = flow::record::<F, E>(env, peer)
-        // A half-closed flow only notes the FIN; any change of state moves both deadlines.
-        && (is != was || bits != before.tcp())
-    {
-        set_tcp(other, before.generation(), bits, deadline);
-    }
-}
-
-/// Writes TCP bits and deadline, unless the slot has been recycled.
-#[inline(always)]
-fn set_tcp(record: *mut HalfRecord, generation: u32, bits: u8, deadline: u32) {
-    // SAFETY: `record` points into the table; the compare-exchange fails on a recycled slot.
-    unsafe {
-        let seen = flow::ctl(record);
-        if seen.phase() == LIVE && seen.generation() == generation {
-            atomic::compare_exchange(&raw mut (*record).ctl, seen.0, seen.with_tcp(bits).0);
-            (*record).deadline = deadline;
-        }
-    }
 }
 
 /// Moves the deadline of the mapping behind a UDP or echo flow.

@@ -18,7 +18,7 @@ pub fn run<P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict
     ctx.generation = unsafe { core::ptr::read_volatile(&raw const (*control).generation) };
     ctx.length = packet.length_at_least();
     ctx.v6 = 0;
-    let source = match parse::ethernet(packet, ctx) {
+    let source = match parse::ethernet(packet, ctx).map(|(layer3, _)| layer3) {
         Some(Layer3::Ipv4) => {
             if !packet.pull(ctx.l3 as u32 + 20) {
                 return Verdict::Pass;

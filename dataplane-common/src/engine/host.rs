@@ -1,35 +1,44 @@
 //! The engine on the host: tables in plain memory, packets in a byte buffer. For `explain`, tests and fuzzing.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::cell::{RefCell, UnsafeCell};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::boxed::Box;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
 use super::{Context, Hook, Side, Stage, Verdict};
-use crate::env::{Budget, Env, FragmentKey, FragmentPorts, Refusal, Step};
+use crate::env::{Budget, Env, Refusal, Step};
 use crate::family::{V4, V6};
 use crate::flow;
 use crate::layout::{
-    Bucket, Bucket6, Control, Count, DEVICE_SLOTS, Device, Event, FlowKey, NEXT_HOP_SLOTS, NextHop,
+    Bucket, Bucket6, Control, Count, Cursors, DEVICE_SLOTS, Device, Event, FlowKey, GuestFlows,
+    NEXT_HOP_SLOTS, NextHop, half_open_mask,
 };
+use crate::packet::cut::{self, Cut};
 use crate::packet::{Packet, checksum};
 use crate::policy::{EndpointKey, EndpointKey6, Page};
 use crate::reason::{REASON_SLOTS, Reason};
+use crate::reassembly::{self, DatagramSet};
 
 /// A packet in a buffer, seen as by XDP: all of it readable, checksums complete.
 pub struct HostPacket {
     bytes: UnsafeCell<Box<[u8]>>,
+    pieces: RefCell<Vec<Vec<u8>>>,
 }
 
 impl HostPacket {
     pub fn new(bytes: &[u8]) -> Self {
-        Self { bytes: UnsafeCell::new(bytes.into()) }
+        Self { bytes: UnsafeCell::new(bytes.into()), pieces: RefCell::default() }
     }
 
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes.into_inner().into_vec()
+    }
+
+    /// Fragments of the packet that arrive anew at the ingress of its device, see [`Packet::cut`].
+    pub fn pieces(&self) -> Vec<Vec<u8>> {
+        self.pieces.borrow().clone()
     }
 
     fn range(&self) -> (usize, usize) {
@@ -70,6 +79,24 @@ impl Packet for HostPacket {
         // SAFETY: as for `range`.
         let bytes = unsafe { &mut *self.bytes.get() };
         *bytes = bytes[..(length as usize).min(bytes.len())].into();
+        true
+    }
+    fn cut(&self, cut: &Cut) -> bool {
+        let (start, end) = (cut::PAYLOAD as usize, (cut::PAYLOAD + cut.payload) as usize);
+        // SAFETY: as for `range`.
+        let Some(payload) = (unsafe { &*self.bytes.get() }).get(start..end).map(<[u8]>::to_vec) else {
+            return false;
+        };
+        for (number, piece) in payload.chunks(cut.piece as usize).enumerate() {
+            // SAFETY: as for `range`.
+            let bytes = unsafe { &mut *self.bytes.get() };
+            *bytes = [&bytes[..start], piece].concat().into();
+            if !cut.write_header(self, number as u32 * cut.piece, piece.len() as u32) {
+                return false;
+            }
+            // SAFETY: as for `range`.
+            self.pieces.borrow_mut().push(unsafe { &*self.bytes.get() }.to_vec());
+        }
         true
     }
     fn segment(&self) -> u32 {
@@ -148,12 +175,19 @@ pub struct HostEnv {
     next_hops: UnsafeCell<Box<[NextHop]>>,
     buckets: UnsafeCell<Box<[Bucket]>>,
     buckets6: UnsafeCell<Box<[Bucket6]>>,
+    guests: UnsafeCell<Box<[GuestFlows]>>,
+    cursors: UnsafeCell<Cursors>,
+    half_open: [UnsafeCell<Box<[u64]>>; 2],
     now: AtomicU32,
     counts: Box<[[AtomicU64; 2]]>,
     pub rule_hits: Mutex<HashMap<u32, Count>>,
     pub events: Mutex<Vec<Event>>,
     refusals: Mutex<HashMap<FlowKey, Refusal>>,
-    fragments: Mutex<HashMap<FragmentKey, FragmentPorts>>,
+    /// Made when they are asked for; a set stays where it is.
+    datagrams: Mutex<HashMap<u32, Box<UnsafeCell<DatagramSet>>>>,
+    identification: AtomicU16,
+    /// Fragments made of packets that were too long, with the device at whose ingress they arrive, in order.
+    pub pieces: Mutex<Vec<(u32, Vec<u8>)>>,
     /// Candidates that each successful claim took.
     pub tried: Mutex<Vec<u32>>,
 }
@@ -180,12 +214,18 @@ impl HostEnv {
             next_hops: UnsafeCell::new(std::vec![NextHop::default(); NEXT_HOP_SLOTS as usize].into()),
             buckets: UnsafeCell::new(std::vec![Bucket::default(); buckets as usize].into()),
             buckets6: UnsafeCell::new(std::vec![Bucket6::default(); buckets as usize].into()),
+            guests: UnsafeCell::new(std::vec![GuestFlows::default(); NEXT_HOP_SLOTS as usize].into()),
+            cursors: UnsafeCell::default(),
+            half_open: [(); 2]
+                .map(|()| UnsafeCell::new(std::vec![0; half_open_mask(buckets - 1) as usize + 1].into())),
             now: AtomicU32::new(1000),
             counts: (0..REASON_SLOTS).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
             rule_hits: Mutex::default(),
             events: Mutex::default(),
             refusals: Mutex::default(),
-            fragments: Mutex::default(),
+            datagrams: Mutex::default(),
+            identification: AtomicU16::new(1),
+            pieces: Mutex::default(),
             tried: Mutex::default(),
         }
     }
@@ -231,7 +271,12 @@ impl HostEnv {
         loop {
             match super::run(stage, &packet, self, &mut ctx) {
                 Verdict::Next(next) => stage = next,
-                verdict => return (verdict, packet.into_bytes(), ctx),
+                verdict => {
+                    if let Ok(mut pieces) = self.pieces.lock() {
+                        pieces.extend(packet.pieces().into_iter().map(|piece| (ifindex, piece)));
+                    }
+                    return (verdict, packet.into_bytes(), ctx);
+                }
             }
         }
     }
@@ -274,6 +319,21 @@ impl Env for HostEnv {
         unsafe {
             let (first, n) = ((*buckets).as_mut_ptr(), (&(*buckets)).len());
             ((index as usize) < n).then(|| first.add(index as usize))
+        }
+    }
+    fn guest_flows(&self, hop: u32) -> Option<*mut GuestFlows> {
+        // SAFETY: as for `next_hop`.
+        unsafe { (&mut *self.guests.get()).get_mut(hop as usize).map(|g| g as *mut _) }
+    }
+    fn cursors(&self) -> Option<*mut Cursors> {
+        Some(self.cursors.get())
+    }
+    fn half_open(&self, v6: bool, place: u32) -> Option<*mut u64> {
+        let ring = self.half_open[usize::from(v6)].get();
+        // SAFETY: as for `bucket`.
+        unsafe {
+            let (first, n) = ((*ring).as_mut_ptr(), (&(*ring)).len());
+            ((place as usize) < n).then(|| first.add(place as usize))
         }
     }
     fn page(&self, generation: u32, index: u32) -> Option<*const Page> {
@@ -349,13 +409,17 @@ impl Env for HostEnv {
             tried.push(n);
         }
     }
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        self.fragments.lock().ok()?.get(key).copied()
+    fn datagrams(&self, set: u32) -> Option<*mut DatagramSet> {
+        Some(self.datagrams.lock().ok()?.entry(set).or_default().get())
     }
-    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
-        if let Ok(mut fragments) = self.fragments.lock() {
-            fragments.insert(*key, ports);
-        }
+    fn recall(&self, ctx: &mut Context) {
+        reassembly::recall(self, ctx);
+    }
+    fn remember(&self, ctx: &mut Context) {
+        reassembly::remember(self, ctx);
+    }
+    fn identification(&self) -> u16 {
+        self.identification.fetch_add(1, Relaxed)
     }
     fn insert(&self, ctx: &mut Context) -> flow::Taken {
         let notes = &raw mut ctx.notes;
@@ -366,6 +430,12 @@ impl Env for HostEnv {
         let notes = &raw mut ctx.notes;
         // SAFETY: the context is this packet's own.
         unsafe { flow::insert::<V6, Self>(self, &ctx.claim6, ctx.now, notes) }
+    }
+    fn tcp_turn(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        super::tcp::turn::<V4, Self>(self, ctx, index, before);
+    }
+    fn tcp_turn6(&self, ctx: &mut Context, index: u32, before: flow::Ctl) {
+        super::tcp::turn::<V6, Self>(self, ctx, index, before);
     }
     fn spend(&self, _which: Budget, _now: u32, budget: u32) -> bool {
         budget != 0

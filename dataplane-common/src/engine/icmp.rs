@@ -98,7 +98,7 @@ impl<F: Family, P: Packet> Translation for Related<'_, F, P> {
 
     /// No error is sent about an error.
     #[inline(always)]
-    fn too_big(&self, _: &Context, _: u32) -> bool {
-        false
+    fn too_big(&self, _: &Context, _: u32) -> Option<Reason> {
+        None
     }
 }

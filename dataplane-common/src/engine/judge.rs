@@ -12,7 +12,7 @@ use crate::layout::{
     Control, HOST_DNS, HOST_ECHO, KIND_PORTLESS, NEXT_HOP_HOST, NEXT_HOP_LOOP, Settings, WORLD,
 };
 use crate::packet::headers::{ICMP, ICMPV6, TCP, UDP};
-use crate::packet::parse::SHAPE_OPENS;
+use crate::packet::parse::{SHAPE_FLAGS, SHAPE_OPENS};
 use crate::policy::{
     AT_FRONTEND, AT_GUEST, AT_HOST, AT_INSTANCE, AT_LISTENER, AT_PROXY, Endpoint, FRONTEND_HOST, Frontend,
     Header, IN_APPLIANCE, IN_GATEWAY, IN_NETWORK, IN_NOWHERE, IN_PLATFORM, RULE_NONE, owner_entry,
@@ -47,6 +47,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.idle_class = 0;
     ctx.flow_flags = 0;
     ctx.adopt = adopt::candidate(ctx, control);
+    ctx.relief.over = 0;
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
@@ -206,6 +207,9 @@ fn from_uplink<F: Family, E: Env>(
     head: &Header,
 ) -> Result<(), Ended> {
     let (source, destination) = (F::source(ctx), F::destination(ctx));
+    if ctx.shape & SHAPE_FLAGS != 0 {
+        return Err(no_tcp::<F, E>(env, ctx, head));
+    }
     // Nobody outside has one of our private addresses or the platform's; believing it would let it in by
     // AllowVnetInBound or AllowAzureLoadBalancerInBound. Nor has anybody one of our public addresses: guests that leave
     // under them come back in by a way of their own.
@@ -236,6 +240,24 @@ fn from_uplink<F: Family, E: Env>(
         }
         _ => Err(Reason::NoListener.into()),
     }
+}
+
+/// What arrives with flags that no TCP sends: dropped, unless it is the host's. Its answers would be the host's RSTs.
+#[inline(always)]
+fn no_tcp<F: Family, E: Env>(env: &E, ctx: &Context, head: &Header) -> Ended {
+    let destination = F::destination(ctx);
+    let at = F::endpoint(env, ctx.generation, WORLD, destination);
+    let hosts = match at >> 24 & !AT_PROXY {
+        0 | AT_HOST => true,
+        AT_FRONTEND => {
+            let listener =
+                F::listener(env, ctx.generation, destination, ctx.key.destination_port, ctx.key.protocol);
+            listener >> 24 != AT_LISTENER
+                && matches!(at_frontend(env, ctx, head, at & 0xff_ffff), Err(Ended::Pass(_)))
+        }
+        _ => false,
+    };
+    if hosts { Ended::Pass(Reason::NotOurs) } else { Reason::TcpFlags.into() }
 }
 
 /// What arrives at a frontend where nothing listens.

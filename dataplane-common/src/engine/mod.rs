@@ -11,6 +11,8 @@ pub mod entry;
 pub mod entry6;
 pub mod forward;
 pub mod fragments;
+#[cfg(test)]
+mod frame_tests;
 pub mod groups;
 pub mod guard;
 #[cfg(not(target_arch = "bpf"))]
@@ -20,14 +22,17 @@ pub mod judge;
 pub mod nd;
 pub mod owner;
 pub mod refuse;
+pub mod tcp;
 
 use crate::classify::Classes;
-use crate::env::Env;
+use crate::env::{Env, FragmentKey};
 use crate::family::{V4, V6};
 use crate::layout::{Event, FlowKey, FlowKey6};
 use crate::packet::Packet;
 use crate::packet::rewrite::{Addresses6, Tuple};
+use crate::quota::{self, Relief};
 use crate::reason::Reason;
+use crate::reassembly::{Known, Recalled};
 use crate::snat::Search;
 
 /// The programs of one hook; the numbers are indices of the program arrays.
@@ -52,6 +57,8 @@ pub enum Stage {
     /// [`Stage::Entry`] once more, of a packet that comes back in. Only TC has it.
     Loop = 12,
     Icmp6 = 13,
+    /// Room for a guest whose quota is used up: [`crate::quota::relieve`].
+    Relieve = 14,
     /// A segment in the middle of a connection that policy does not let its sender open: perhaps its receiver did.
     Adopt = 20,
     Adopt6 = 21,
@@ -111,14 +118,19 @@ pub struct Context {
     /// [`Hook`] as a number.
     pub hook: u8,
     /// `SHAPE_*` of [`crate::packet::parse`].
-    pub shape: u8,
+    pub shape: u16,
     pub tcp_flags: u8,
     /// Network order; meaningful with ACK.
     pub tcp_ack: u32,
+    /// Host order, and the sequence number after the segment; meaningful with SYN, FIN or RST.
+    pub tcp_sequence: u32,
+    pub tcp_end: u32,
     /// A fragment's identification, network order, and its offset and flags in host order (of IPv4 and IPv6 alike: offset in
     /// units of 8 bytes, bit 15: more follow).
     pub fragment_id: u32,
     pub fragment: u16,
+    /// Bytes behind a fragment's headers.
+    pub fragment_length: u16,
     /// 1: a guest's packet on its way back in, see [`crate::layout::NEXT_HOP_LOOP`].
     pub looped: u8,
     /// Flags of the flow to be made besides what its way says: `FLAG_RESET`.
@@ -164,6 +176,12 @@ pub struct Context {
     pub notes: u32,
     /// Of a packet that is too big: what the next link takes.
     pub mtu: u32,
+    pub relief: Relief,
+    /// Of a fragment: its datagram, where that is looked for, what is known of it, and what this first fragment says.
+    pub datagram: FragmentKey,
+    pub datagram_set: u32,
+    pub recalled: Recalled,
+    pub first_fragment: Known,
 }
 
 // `packet::headers::copy_mac` copies half-words.
@@ -175,6 +193,8 @@ unsafe impl aya::Pod for Context {}
 
 pub const NOBODY: u32 = u32::MAX;
 pub const NO_SLOT: u32 = u32::MAX;
+/// No slot of a set of [`crate::reassembly`].
+pub const NO_SET: u32 = u32::MAX;
 
 /// Between two guests, or host and guest: no translation.
 pub const WAY_DIRECT: u8 = 1;
@@ -297,6 +317,7 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Conte
         Stage::Entry6 => entry6::run(packet, env, ctx),
         Stage::Classify6 => judge::run::<V6, E>(env, ctx),
         Stage::Nd => nd::run(packet, env, ctx),
+        Stage::Relieve => quota::relieve(env, ctx),
         Stage::Claim6 => claim::run::<V6, P, E>(packet, env, ctx),
         Stage::Adopt => adopt::run::<V4, P, E>(packet, env, ctx),
         Stage::Adopt6 => adopt::run::<V6, P, E>(packet, env, ctx),

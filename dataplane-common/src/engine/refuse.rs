@@ -1,19 +1,32 @@
 //! A flow refused for want of a port: counted, told, and answered as the policy wants it (`snat.onExhaustion`). And a packet that
-//! cannot go on, whose sender is told (RFC 1812 §5.3.1, RFC 1191, RFC 4443 §3.2 and §3.3).
+//! cannot go on: it is fragmented if it may be, else its sender is told (RFC 1812 §5.3.1, RFC 1191, RFC 4443 §3.2 and §3.3).
 
 use super::{Context, Side, Verdict, forward};
 use crate::classify::{entry, header};
 use crate::env::{Budget, Env};
 use crate::family::Family;
 use crate::layout::{REFUSAL_RESET, REFUSAL_SILENT};
-use crate::packet::headers::TCP;
+use crate::packet::cut::Cut;
+use crate::packet::headers::{Ethernet, TCP};
 use crate::packet::parse::SHAPE_LATER;
-use crate::packet::{Packet, answer};
+use crate::packet::{Packet, answer, at};
 use crate::policy::{AT_GUEST, Endpoint};
 use crate::reason::Reason;
 
 #[inline(always)]
 pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context) -> Verdict {
+    if !F::V6 && ctx.refused == Reason::Fragmented as u8 {
+        // On its way back in it is translated half, and would not be believed where it came from.
+        if ctx.looped == 0
+            && let Some(cut) = Cut::plan(packet, ctx, ctx.mtu, env.identification())
+            && (env.dry_run() || packet.cut(&cut))
+        {
+            env.count(Reason::Fragmented, ctx.length);
+            return Verdict::Drop;
+        }
+        // Nobody asked for it, but that is how its sender learns what to fragment itself.
+        ctx.refused = Reason::TooBig as u8;
+    }
     let reason = match ctx.refused {
         r if r == Reason::SnatRefused as u8 => Reason::SnatRefused,
         r if r == Reason::TtlExpired as u8 => Reason::TtlExpired,
@@ -33,6 +46,7 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
         || ctx.side == Side::Host as u8
         || ctx.looped != 0
         || ctx.shape & SHAPE_LATER != 0
+        || to_group(packet)
         || env.dry_run()
         || !env.spend(Budget::Answer, ctx.now, settings.answers)
     {
@@ -51,6 +65,16 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
         }
     };
     if answered { Verdict::Redirect(ctx.ifindex) } else { Verdict::Drop }
+}
+
+/// Was the frame sent to several stations? Of such a one nobody is told (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
+#[inline(always)]
+fn to_group<P: Packet>(packet: &P) -> bool {
+    match at::<Ethernet>(packet, 0) {
+        // SAFETY: `at` checked the bounds.
+        Some(ethernet) => unsafe { (*ethernet).destination[0] & 1 != 0 },
+        None => true,
+    }
 }
 
 /// The address the guest knows its gateway by.

@@ -7,6 +7,9 @@ use super::{Packet, at, checksum};
 use crate::engine::Context;
 use crate::family::Family;
 
+/// Precedence of what networks say to each other, internetwork control (RFC 1812 §4.3.2.5, RFC 5508 REQ-10d).
+const CONTROL: u8 = 0xc0;
+
 /// The longest packet that is quoted: an error of 576 bytes (RFC 1812 §4.3.2.3). Longer ones are not answered.
 const QUOTED: u32 = 548;
 
@@ -277,7 +280,7 @@ fn quoting4<F: Family>(
         *icmp = message.header(quoted);
         *ip = Ipv4 {
             version_ihl: 0x45,
-            tos: 0,
+            tos: CONTROL,
             total_length: ((end + ROOM) as u16).to_be(),
             id: 0,
             fragment: 0x4000_u16.to_be(),
@@ -314,7 +317,7 @@ fn quoting6<F: Family>(
     unsafe {
         let quoted = sum::<20>(inner.cast()) + segment;
         *ip = Ipv6 {
-            first: 0x6000_0000_u32.to_be(),
+            first: (0x6000_0000_u32 | (CONTROL as u32) << 20).to_be(),
             payload_length: ((end + 8) as u16).to_be(),
             next_header: ICMPV6,
             hop_limit: 64,

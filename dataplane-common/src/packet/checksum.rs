@@ -2,6 +2,7 @@
 //! memory, which is the same on either byte order.
 
 use super::wire::{load16, store16};
+use crate::opaque::opaque;
 
 /// Folds a sum of 16-bit words to 16 bits.
 #[inline(always)]
@@ -11,15 +12,18 @@ pub const fn fold(sum: u32) -> u16 {
 }
 
 /// One's complement addition of 32 bits.
+///
+/// The sum is opaque, or LLVM makes a comparison and a branch of the carry, and the verifier of Linux 6.1 follows both
+/// sides of each: a sum of twenty words was a program "too large" (a million instructions).
 #[inline(always)]
-pub const fn add(a: u32, b: u32) -> u32 {
-    let sum = a as u64 + b as u64;
+pub fn add(a: u32, b: u32) -> u32 {
+    let sum = opaque(a as usize + b as usize) as u64;
     (sum as u32).wrapping_add((sum >> 32) as u32)
 }
 
 /// What changes in a checksum when `old` becomes `new`.
 #[inline(always)]
-pub const fn difference(old: u32, new: u32) -> u32 {
+pub fn difference(old: u32, new: u32) -> u32 {
     add(!old, new)
 }
 
@@ -31,7 +35,7 @@ pub const fn difference16(old: u16, new: u16) -> u32 {
 
 /// RFC 1624 equation 3: the checksum after a change.
 #[inline(always)]
-pub const fn apply(checksum: u16, difference: u32) -> u16 {
+pub fn apply(checksum: u16, difference: u32) -> u16 {
     !fold(add((!checksum) as u32, difference))
 }
 

@@ -39,7 +39,8 @@ impl Quote {
     }
 }
 
-/// The place of the quoted header, and the end of the error by its own account, which the parser has compared with the frame.
+/// The place of the quoted header, and the end of the quote: that of the error by its own account, which the parser has compared
+/// with the frame, or where extensions begin (RFC 4884 §3: the length of what is quoted, in words of four bytes or of eight).
 #[inline(always)]
 fn place<F: Family>(packet: &impl Packet, ctx: &Context) -> Result<(usize, usize), Reason> {
     let l3 = l3_offset(ctx);
@@ -52,17 +53,28 @@ fn place<F: Family>(packet: &impl Packet, ctx: &Context) -> Result<(usize, usize
         // SAFETY: as above.
         u16::from_be(unsafe { (*ip).total_length }) as usize
     };
-    Ok((l4_offset(ctx) + size_of::<Icmp>(), l3 + length))
+    let quoted = l4_offset(ctx) + size_of::<Icmp>();
+    let end = l3 + length;
+    let icmp = at::<[u8; 8]>(packet, l4_offset(ctx)).ok_or(Reason::Malformed)?;
+    // SAFETY: as above.
+    let words = unsafe {
+        match (*icmp)[0] {
+            1 | 3 if F::V6 => (*icmp)[4] as usize * 8,
+            3 | 11 | 12 if !F::V6 => (*icmp)[5] as usize * 4,
+            _ => 0,
+        }
+    };
+    Ok((quoted, if words != 0 && quoted + words < end { quoted + words } else { end }))
 }
 
-/// Is it an error that is forwarded? Not a redirect, which is a word of a router to its own link (RFC 1812 §5.2.7.2), and none
-/// that nobody knows.
+/// Is it an error that is forwarded? Not a redirect, which is a word of a router to its own link (RFC 1812 §5.2.7.2), no source
+/// quench (RFC 6633 §5), and none that nobody knows.
 #[inline(always)]
 fn known<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
     let Some(icmp) = at::<Icmp>(packet, l4_offset(ctx)) else { return false };
     // SAFETY: `at` checked the bounds.
     let kind = unsafe { (*icmp).kind };
-    if F::V6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 4 | 11 | 12) }
+    if F::V6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 11 | 12) }
 }
 
 /// Reads ports or identifier of the quoted packet into its key. `false`: a protocol that has none.

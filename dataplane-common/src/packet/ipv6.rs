@@ -75,6 +75,8 @@ pub fn ipv6(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         } else {
             transport(packet, ctx, l4 & 0xff, total - headers)?;
         }
+    } else {
+        ctx.fragment_length = (total - headers) as u16;
     }
     ctx.key6.key = ctx.key;
     Ok(())
@@ -112,6 +114,14 @@ pub(super) fn chain(
             ctx.fragment_id = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
             protocol = extension[0];
             l4 += 8;
+            // A header of a chain that goes on there hides the transport from whoever judges fragments (RFC 7112 §5).
+            if protocol == HOP_BY_HOP
+                || protocol == ROUTING
+                || protocol == DESTINATION_OPTIONS
+                || protocol == FRAGMENT
+            {
+                return Err(Reason::ExtensionHeaders);
+            }
             break;
         }
         if protocol == ROUTING && extension[2] == 0 {
@@ -138,7 +148,7 @@ pub(crate) fn icmpv6(packet: &impl Packet, ctx: &mut Context, l4: usize, payload
 
 /// [`super::parse::icmp_message`] of IPv6.
 #[inline(always)]
-pub(crate) fn icmpv6_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
+pub(crate) fn icmpv6_message(icmp: &Icmp, key: &mut FlowKey) -> u16 {
     match icmp.kind {
         ECHO_REQUEST6 => {
             key.source_port = icmp.id;

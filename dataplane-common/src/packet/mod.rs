@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod arp;
 pub mod checksum;
+pub mod cut;
 pub mod headers;
 pub mod icmp;
 pub mod ipv6;
@@ -32,6 +33,9 @@ pub trait Packet {
     fn grow(&self, n: u32) -> bool;
     /// Cuts the frame off behind `length` bytes; pointers are stale. `false`: not possible.
     fn trim(&self, length: u32) -> bool;
+    /// Lets the packet's fragments arrive anew, in order; the packet itself is to be dropped afterwards. `false`: not possible, and
+    /// nothing has been sent.
+    fn cut(&self, cut: &cut::Cut) -> bool;
     /// Payload of each segment that the kernel or the device will cut this packet into; 0 if it is none such (GSO).
     fn segment(&self) -> u32;
     /// Was a VLAN tag taken out of the bytes by the driver?

@@ -20,18 +20,43 @@ pub enum Layer3 {
 }
 
 /// `Context::shape` bits.
-pub const SHAPE_VLAN: u8 = 1;
-pub const SHAPE_FRAGMENT: u8 = 2;
+pub const SHAPE_VLAN: u16 = 1;
+pub const SHAPE_FRAGMENT: u16 = 2;
 /// An ICMP error: it quotes the packet it is about.
-pub const SHAPE_ICMP_ERROR: u8 = 4;
+pub const SHAPE_ICMP_ERROR: u16 = 4;
 /// ICMP that is meant for its own link and is no neighbour discovery: never forwarded.
-pub const SHAPE_ICMP_LINK: u8 = 8;
+pub const SHAPE_ICMP_LINK: u16 = 8;
 /// The packet opens a conversation: TCP SYN without ACK, an ICMP query, or a protocol without a handshake.
-pub const SHAPE_OPENS: u8 = 16;
+pub const SHAPE_OPENS: u16 = 16;
 /// A fragment without the transport header: there are no ports in it to read or write.
-pub const SHAPE_LATER: u8 = 64;
+pub const SHAPE_LATER: u16 = 64;
 /// Neighbour discovery and multicast listeners: ICMPv6 that never leaves the link.
-pub const SHAPE_ND: u8 = 32;
+pub const SHAPE_ND: u16 = 32;
+/// The first of several fragments; once it has been sent its datagram is noted.
+pub const SHAPE_FIRST: u16 = 128;
+
+/// The six flags of RFC 9293 §3.1; those of explicit congestion notification are not looked at.
+const FLAGS: u8 = 0x3f;
+
+/// The combinations of flags that a TCP sends (as netfilter has them); PSH may be on all. No flags, FIN without ACK, SYN with FIN
+/// or RST, URG alone and all the rest are probes and evasions, never a connection.
+const VALID: u64 = 1 << SYN
+    | 1 << (SYN | URG)
+    | 1 << (SYN | ACK)
+    | 1 << RST
+    | 1 << (RST | ACK)
+    | 1 << (FIN | ACK)
+    | 1 << (FIN | ACK | URG)
+    | 1 << ACK
+    | 1 << (ACK | URG);
+
+#[inline(always)]
+const fn valid(flags: u8) -> bool {
+    VALID >> (flags & FLAGS & !PSH) & 1 != 0
+}
+
+/// TCP with flags that no TCP sends, from outside: dropped if it is for us.
+pub const SHAPE_FLAGS: u16 = 256;
 
 /// Offsets are kept in the scratch context between programs, where the verifier forgets their range: these masks
 /// bring it back. 14 + 2·4 is the longest way to the IP header, 60 bytes the longest IP header.
@@ -46,15 +71,41 @@ pub fn l4_offset(ctx: &Context) -> usize {
     (ctx.l4 & 0xff) as usize
 }
 
-/// Reads the Ethernet header and up to two tags. `None`: shorter than an Ethernet header.
+/// Whom a frame is for: a hardware address as the first four of its bytes and the last two, as they stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Station(pub u32, pub u16);
+
+impl Station {
+    pub const fn new(mac: [u8; 6]) -> Self {
+        Self(u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]), u16::from_ne_bytes([mac[4], mac[5]]))
+    }
+
+    /// Is the frame for a group, or for all?
+    #[inline(always)]
+    pub const fn group(self) -> bool {
+        self.0 & Self::new([1, 0, 0, 0, 0, 0]).0 != 0
+    }
+
+    /// Is the frame of a protocol between neighbouring bridges or ports (IEEE 802.1D table 7-10, 802.1AB §7.1): spanning tree,
+    /// LLDP, LACP, 802.1X?
+    #[inline(always)]
+    pub const fn link_local(self) -> bool {
+        let Self(first, last) = Self::new([0x01, 0x80, 0xc2, 0, 0, 0]);
+        self.0 == first && self.1 & u16::from_ne_bytes([0xff, 0xf0]) == last
+    }
+}
+
+/// Reads the Ethernet header and up to two tags: what the frame carries, and whom it is for. `None`: shorter than an Ethernet
+/// header.
 #[inline(always)]
-pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
+pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<(Layer3, Station)> {
     let header = at::<Ethernet>(packet, 0)?;
     // SAFETY: `at` checked the bounds.
-    let mut ethertype = u16::from_be(unsafe {
+    let (mut ethertype, station) = unsafe {
         copy_mac(&raw mut ctx.source_mac, &raw const (*header).source);
-        load16::<{ offset_of!(Ethernet, ethertype) }, _>(header)
-    });
+        let station = Station(load32::<0, _>(header), load16::<4, _>(header));
+        (u16::from_be(load16::<{ offset_of!(Ethernet, ethertype) }, _>(header)), station)
+    };
     let mut offset = size_of::<Ethernet>();
     ctx.shape = if packet.vlan_offloaded() { SHAPE_VLAN } else { 0 };
     for _ in 0..2 {
@@ -67,12 +118,13 @@ pub fn ethernet(packet: &impl Packet, ctx: &mut Context) -> Option<Layer3> {
         }
     }
     ctx.l3 = offset as u16;
-    Some(match ethertype {
+    let layer3 = match ethertype {
         ETHERTYPE_IPV4 => Layer3::Ipv4,
         ETHERTYPE_ARP => Layer3::Arp,
         ETHERTYPE_IPV6 => Layer3::Ipv6,
         _ => Layer3::Other,
-    })
+    };
+    Some((layer3, station))
 }
 
 /// Reads the IPv4 header and the transport header's first bytes into `ctx.key`, without a network.
@@ -122,6 +174,7 @@ pub fn ipv4(packet: &impl Packet, ctx: &mut Context) -> Result<(), Reason> {
         let field = u16::from_be(fragment);
         ctx.fragment_id = header.id as u32;
         ctx.fragment = (field & 0x1fff) | (field & 0x2000) << 2;
+        ctx.fragment_length = (total - ihl as u32) as u16;
         return Ok(());
     }
     let payload = total - ihl as u32;
@@ -149,22 +202,23 @@ pub(crate) fn icmp(packet: &impl Packet, ctx: &mut Context, l4: usize, payload: 
     Ok(())
 }
 
-/// What an ICMP message is to a flow: its identifier, put into the key, and its shape. Timestamps, masks and information have
-/// their identifier where echo has it (RFC 792, RFC 950), and share it with echo (RFC 5508 §3: ICMP queries).
+/// What an ICMP message is to a flow: its identifier, put into the key, and its shape. Timestamps and masks have their identifier
+/// where echo has it (RFC 792, RFC 950), and share it with echo (RFC 5508 §3: ICMP queries). Information is obsolete, and does not
+/// leave its link (RFC 5508 REQ-10c, RFC 6918).
 #[inline(always)]
-pub(crate) fn icmp_message(icmp: &Icmp, key: &mut FlowKey) -> u8 {
+pub(crate) fn icmp_message(icmp: &Icmp, key: &mut FlowKey) -> u16 {
     match icmp.kind {
-        ECHO_REQUEST | 13 | 15 | 17 => {
+        ECHO_REQUEST | 13 | 17 => {
             key.source_port = icmp.id;
             SHAPE_OPENS
         }
-        ECHO_REPLY | 14 | 16 | 18 => {
+        ECHO_REPLY | 14 | 18 => {
             key.destination_port = icmp.id;
             0
         }
         3 | 4 | 5 | 11 | 12 => SHAPE_ICMP_ERROR,
         // Router discovery (RFC 1256).
-        9 | 10 => SHAPE_ICMP_LINK,
+        9 | 10 | 15 | 16 => SHAPE_ICMP_LINK,
         _ => {
             key.kind = KIND_PORTLESS;
             SHAPE_OPENS
@@ -187,22 +241,26 @@ pub(crate) fn transport(
                 return Err(Reason::Malformed);
             }
             // SAFETY: `at` checked the bounds.
-            let flags = unsafe {
+            let (flags, header) = unsafe {
                 ctx.key.source_port = load16::<{ offset_of!(Tcp, source) }, _>(tcp);
                 ctx.key.destination_port = load16::<{ offset_of!(Tcp, destination) }, _>(tcp);
                 ctx.tcp_ack = load32::<{ offset_of!(Tcp, acknowledgement) }, _>(tcp);
-                (*tcp).flags & 0x3f
+                ((*tcp).flags & FLAGS, ((*tcp).offset as u32 >> 4) << 2)
             };
             ctx.tcp_flags = flags;
-            // No flags at all, or two that exclude each other: probes and evasions, never a connection.
-            if flags & (SYN | FIN | RST | ACK) == 0
-                || flags & (SYN | FIN) == SYN | FIN
-                || flags & (SYN | RST) == SYN | RST
-            {
-                return Err(Reason::TcpFlags);
-            }
-            if flags & (SYN | ACK) == SYN {
-                ctx.shape |= SHAPE_OPENS;
+            // What is neither data nor its acknowledgement.
+            if flags & !PSH != ACK {
+                if !valid(flags) {
+                    return Err(Reason::TcpFlags);
+                }
+                // SAFETY: as above.
+                let sequence = u32::from_be(unsafe { load32::<{ offset_of!(Tcp, sequence) }, _>(tcp) });
+                let counted = (flags & (SYN | FIN) != 0) as u32;
+                ctx.tcp_sequence = sequence;
+                ctx.tcp_end = sequence.wrapping_add(payload.saturating_sub(header)).wrapping_add(counted);
+                if flags & (SYN | ACK) == SYN {
+                    ctx.shape |= SHAPE_OPENS;
+                }
             }
         }
         UDP => {
@@ -222,30 +280,44 @@ pub(crate) fn transport(
     Ok(())
 }
 
-/// Is the packet, or each segment it will be cut into, longer than `mtu`, and may nobody on the way fragment it? 0: not known.
+/// Why the packet, or each segment it will be cut into, cannot go over a link that takes `mtu` bytes of it: [`Reason::TooBig`], its
+/// sender is told; [`Reason::Fragmented`], it may be fragmented, and nobody has to be asked (RFC 791 §3.2). `None`: it fits, or
+/// the MTU is not known (0).
 #[inline(always)]
-pub(crate) fn too_big<F: Family>(packet: &impl Packet, ctx: &Context, mtu: u32) -> bool {
-    if mtu == 0 || ctx.shape & SHAPE_LATER != 0 {
-        return false;
+pub(crate) fn too_big<F: Family>(packet: &impl Packet, ctx: &Context, mtu: u32) -> Option<Reason> {
+    if mtu == 0 {
+        return None;
     }
     let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
-    if !F::V6 {
-        let Some(ip) = at::<Ipv4>(packet, l3) else { return false };
-        // SAFETY: `at` checked the bounds.
-        if unsafe { (*ip).fragment } & 0x4000_u16.to_be() == 0 {
-            return false;
-        }
-    }
     let segment = packet.segment();
     if segment == 0 {
-        return true;
+        if F::V6 {
+            return Some(Reason::TooBig);
+        }
+        let ip = at::<Ipv4>(packet, l3)?;
+        // What is longer than the IP packet is padding.
+        // SAFETY: `at` checked the bounds.
+        let (total, fragment) = unsafe {
+            (
+                u16::from_be(load16::<{ offset_of!(Ipv4, total_length) }, _>(ip)) as u32,
+                load16::<{ offset_of!(Ipv4, fragment) }, _>(ip),
+            )
+        };
+        return match fragment & 0x4000_u16.to_be() {
+            _ if total <= mtu => None,
+            0 => Some(Reason::Fragmented),
+            _ => Some(Reason::TooBig),
+        };
     }
-    let header = if ctx.key.protocol == TCP {
-        let Some(tcp) = at::<Tcp>(packet, l4) else { return false };
+    let header = if ctx.shape & SHAPE_LATER != 0 {
+        0
+    } else if ctx.key.protocol == TCP {
+        let tcp = at::<Tcp>(packet, l4)?;
         // SAFETY: as above.
         unsafe { (*tcp).offset as u32 >> 4 << 2 }
     } else {
         size_of::<Udp>() as u32
     };
-    (l4 - l3) as u32 + header + segment > mtu
+    // Segments are made behind the last program, so they cannot be fragmented here: their sender makes shorter ones.
+    if (l4 - l3) as u32 + header + segment > mtu { Some(Reason::TooBig) } else { None }
 }

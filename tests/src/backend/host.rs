@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use portcullis_common::Reason;
 use portcullis_common::clock::ticks;
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
+use portcullis_common::flow::{Ctl, LIVE};
+use portcullis_common::layout::HalfRecord;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 
@@ -20,13 +22,18 @@ pub struct HostBackend {
 impl HostBackend {
     /// Compiles the policy for devices numbered from 10 on, in the order they are asked for.
     pub fn new(yaml: &str) -> anyhow::Result<Self> {
+        Self::with_table(yaml, 1 << 12)
+    }
+
+    /// The same with flow tables of so many buckets.
+    pub fn with_table(yaml: &str, buckets: u32) -> anyhow::Result<Self> {
         let numbers = std::cell::RefCell::new(BTreeMap::new());
         let gateway = Gateway::compile(yaml, |name| {
             let mut numbers = numbers.borrow_mut();
             let next = 10 + numbers.len() as u32;
             Some(*numbers.entry(name.to_owned()).or_insert(next))
         })?;
-        let env = host_env(&gateway, 1 << 12);
+        let env = host_env(&gateway, buckets);
         Ok(Self { gateway, env })
     }
 }
@@ -99,11 +106,24 @@ impl Backend for HostBackend {
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         Ok(self.env.counters().into_iter().collect())
     }
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows> {
+        let guest = self.env.guest_flows(self.gateway.hop_of(member)?.into()).context("a next hop")?;
+        // SAFETY: an element of the table, which nobody writes meanwhile.
+        Ok(unsafe { *guest })
+    }
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let hits = self.env.rule_hits.lock().map_err(|_| anyhow::anyhow!("a test thread panicked"))?;
         Ok(hits
             .iter()
             .map(|(id, count)| (self.gateway.registry.rule_key(*id).unwrap_or("?").to_owned(), count.packets))
             .collect())
+    }
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)> {
+        // SAFETY: the elements live as long as the tables, and nobody runs a packet meanwhile: that takes `&mut self`.
+        let four = (0..).map_while(|i| self.env.bucket(i)).flat_map(|bucket| unsafe { (*bucket).slots });
+        // SAFETY: as above.
+        let six = (0..).map_while(|i| self.env.bucket6(i)).flat_map(|bucket| unsafe { (*bucket).slots });
+        let live = |half: &HalfRecord| Ctl(half.ctl).phase() == LIVE;
+        Ok((four.chain(six.map(|record| record.half)).filter(live).collect(), self.env.now()))
     }
 }

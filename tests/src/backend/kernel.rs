@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
-use portcullis::datapath::{Datapath, LoadOptions, Route};
-use portcullis_common::Reason;
+use portcullis::datapath::{Datapath, LoadOptions, Route, now_tick};
 use portcullis_common::engine::Hook;
+use portcullis_common::layout::HalfRecord;
+use portcullis_common::{GuestFlows, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 use crate::lab::{BpfFs, Namespace};
@@ -123,6 +124,17 @@ impl Backend for KernelBackend {
             .filter(|(_, packets)| *packets != 0)
             .collect())
     }
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows> {
+        let hop = self.gateway.hop_of(member)?;
+        let used = self.datapath.guest_uses()?.read(hop);
+        Ok(GuestFlows {
+            held: used.held.into(),
+            waiting: used.half_open.into(),
+            refused: used.refused,
+            replaced: used.replaced,
+            ..GuestFlows::default()
+        })
+    }
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         Ok(self
             .datapath
@@ -131,5 +143,9 @@ impl Backend for KernelBackend {
             .filter(|(_, count)| count.hits != 0)
             .map(|(id, count)| (self.gateway.registry.rule_key(id).unwrap_or("?").to_owned(), count.hits))
             .collect())
+    }
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)> {
+        let (four, six) = (self.datapath.flow_table()?, self.datapath.flow_table6()?);
+        Ok((four.iter().chain(six.iter()).map(|(_, half)| half).collect(), now_tick()))
     }
 }

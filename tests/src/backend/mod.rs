@@ -12,8 +12,8 @@ use portcullis::datapath::PolicyImage;
 use portcullis::policy;
 use portcullis_common::engine::Hook;
 use portcullis_common::{
-    HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
-    NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
+    GuestFlows, HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_LOOP, HOP_WORLD,
+    HalfRecord, NEXT_HOP_HOST, NEXT_HOP_LOOP, NextHop, Reason,
 };
 
 pub use host::{HostBackend, host_env};
@@ -61,6 +61,10 @@ pub trait Backend {
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
     fn rule_hits(&self) -> anyhow::Result<BTreeMap<String, u64>>;
+    /// Every published half-record, and the tick it is now. Of IPv6 the half that both families have.
+    fn half_records(&self) -> anyhow::Result<(Vec<HalfRecord>, u32)>;
+    /// What the guest with this ip configuration (`vm1/ipconfig1`) has of the flow tables.
+    fn guest_flows(&self, member: &str) -> anyhow::Result<GuestFlows>;
 }
 
 /// The hardware address of the router towards the world, on every backend.
@@ -74,6 +78,18 @@ pub struct Gateway {
     pub uplink: String,
     /// Index of the next hop towards the world.
     pub world_hop: u16,
+    /// See [`STRICT`].
+    strict: bool,
+}
+
+/// A policy of the tests that says this asks for frames to the uplink's own hardware address, as the product does. The others' frames
+/// are for any device of the gateway's.
+pub const STRICT: &str = "# frames for other stations are told apart";
+
+fn address_any(compiled: &mut Compiled, strict: bool) {
+    if !strict {
+        compiled.devices.iter_mut().for_each(|device| device.strict = 0);
+    }
 }
 
 impl Gateway {
@@ -93,12 +109,14 @@ impl Gateway {
         }
         facts.addresses.push([203, 0, 113, 1].into());
         let mut registry = Registry::default();
-        let compiled = compile::compile(&network, &facts, &mut registry, &Ownership::default(), 1)
+        let mut compiled = compile::compile(&network, &facts, &mut registry, &Ownership::default(), 1)
             .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        let strict = yaml.contains(STRICT);
+        address_any(&mut compiled, strict);
         let world_hop = registry
             .next_hop(&format!("world:{uplink}/203.0.113.254"))
             .map_err(|e| anyhow::anyhow!("{e:?}"))?;
-        Ok(Self { compiled, registry, devices: facts.devices, uplink, world_hop })
+        Ok(Self { compiled, registry, devices: facts.devices, uplink, world_hop, strict })
     }
 
     /// The same devices with another policy, as the next generation.
@@ -127,7 +145,18 @@ impl Gateway {
         self.compiled =
             compile::compile(network, &facts, &mut self.registry, &self.compiled.ownership, generation)
                 .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        address_any(&mut self.compiled, self.strict);
         Ok(())
+    }
+
+    /// Index of a guest's next hop, by its ip configuration.
+    pub fn hop_of(&self, member: &str) -> anyhow::Result<u16> {
+        let (hop, _) = self
+            .registry
+            .next_hops()
+            .find(|(_, key)| key.strip_prefix("guest:") == Some(member))
+            .with_context(|| format!("no guest {member}"))?;
+        Ok(hop)
     }
 
     /// The next hops by index: the host, every guest (resolved only if the policy pins its MAC), the router.

@@ -52,7 +52,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         let spec = TopologySpec::clean_veth(2);
         let mut lab = LabPolicy::new(WithHook::Xdp);
         if flows > 0 {
-            lab.extra = format!("flowTable: {{ maxFlows: {flows} }}\n");
+            lab.extra = format!("flowTable: {{ maxFlows: {flows}, maxFlowsPerGuest: {flows} }}\n");
         }
         let mut edge = Edge::start(&spec, &lab.yaml(&spec))?;
         if flows > 0 {

@@ -44,7 +44,7 @@ networkSecurityGroups:
   - {{ name: public, ipAddress: {PUBLIC}, announce: proxy }}
 uplinks:
   - {{ device: {outside} }}
-flowTable: {{ maxFlows: {max_flows} }}
+flowTable: {{ maxFlows: {max_flows}, maxFlowsPerGuest: {max_flows} }}
 networkInterfaces:
 ",
         nic = nic.group("nic"),

@@ -411,9 +411,10 @@ fn policy(spec: &RoadSpec, inside: &str, outside: &str) -> String {
          backendAddressPools: [{{ name: pool, backendIPConfigurations: [{}] }}]\n    \
          outboundRules: [{{ name: out, frontendIPConfigurations: [fe], backendAddressPool: pool, protocol: All, \
          allocatedOutboundPorts: {} }}]\n\
-         uplinks: [{{ device: {outside}, hook: {hook} }}]\nflowTable: {{ maxFlows: {} }}\n{}",
+         uplinks: [{{ device: {outside}, hook: {hook} }}]\nflowTable: {{ maxFlows: {}, maxFlowsPerGuest: {} }}\n{}",
         members.join(", "),
         spec.ports,
+        spec.max_flows,
         spec.max_flows,
         spec.extra
     );

@@ -21,10 +21,12 @@ pub struct TcpFlags {
     pub fin: bool,
     pub rst: bool,
     pub psh: bool,
+    pub urg: bool,
 }
 
 impl TcpFlags {
-    const NONE: TcpFlags = TcpFlags { syn: false, ack: false, fin: false, rst: false, psh: false };
+    const NONE: TcpFlags =
+        TcpFlags { syn: false, ack: false, fin: false, rst: false, psh: false, urg: false };
     /// Opens a connection.
     pub const SYN: TcpFlags = TcpFlags { syn: true, ..Self::NONE };
     /// Accepts one.
@@ -35,6 +37,18 @@ impl TcpFlags {
     pub const FIN_ACK: TcpFlags = TcpFlags { fin: true, ack: true, ..Self::NONE };
     /// Aborts.
     pub const RST: TcpFlags = TcpFlags { rst: true, ..Self::NONE };
+
+    /// The flags of the lower six bits of a header's byte (RFC 9293 §3.1).
+    pub const fn of(byte: u8) -> TcpFlags {
+        TcpFlags {
+            fin: byte & 1 != 0,
+            syn: byte & 2 != 0,
+            rst: byte & 4 != 0,
+            psh: byte & 8 != 0,
+            ack: byte & 16 != 0,
+            urg: byte & 32 != 0,
+        }
+    }
 }
 
 /// Who sends to whom: everything about a frame below its payload protocol. Fields may be changed before a
@@ -93,7 +107,7 @@ impl Craft {
         let mut header = TcpHeader::new(source_port, destination_port, sequence, 64_240);
         header.acknowledgment_number = acknowledgment;
         (header.syn, header.ack, header.fin) = (flags.syn, flags.ack, flags.fin);
-        (header.rst, header.psh) = (flags.rst, flags.psh);
+        (header.rst, header.psh, header.urg) = (flags.rst, flags.psh, flags.urg);
         let step = PacketBuilder::ethernet2(self.source_mac, self.destination_mac)
             .ip(self.ip_headers())
             .tcp_header(header);

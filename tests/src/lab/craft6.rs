@@ -42,13 +42,27 @@ impl Craft6 {
 
     /// A TCP segment with a window of 64,240 bytes and no options.
     pub fn tcp(&self, source_port: u16, destination_port: u16, flags: TcpFlags, sequence: u32) -> Vec<u8> {
+        self.segment(source_port, destination_port, flags, sequence, 0, b"")
+    }
+
+    /// The same with an acknowledgement and data.
+    pub fn segment(
+        &self,
+        source_port: u16,
+        destination_port: u16,
+        flags: TcpFlags,
+        sequence: u32,
+        acknowledgment: u32,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let mut header = TcpHeader::new(source_port, destination_port, sequence, 64_240);
         (header.syn, header.ack, header.fin) = (flags.syn, flags.ack, flags.fin);
-        (header.rst, header.psh) = (flags.rst, flags.psh);
+        (header.rst, header.psh, header.urg) = (flags.rst, flags.psh, flags.urg);
+        header.acknowledgment_number = acknowledgment;
         let step = PacketBuilder::ethernet2(self.source_mac, self.destination_mac)
             .ip(self.ip_headers(self.hop_limit))
             .tcp_header(header);
-        self.extend(write(|frame| step.write(frame, b"")))
+        self.extend(write(|frame| step.write(frame, payload)))
     }
 
     /// An ICMPv6 echo request.

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::bpffs::{BpfFs, open_log};
+use super::intercept::Intercept;
 use super::namespace::Namespace;
 use super::process::{Finished, ProcessGuard};
 use super::{POLL, eventually};
@@ -41,6 +42,8 @@ pub struct DaemonSpec {
     pub arguments: Vec<String>,
     /// More variables in its environment.
     pub environment: Vec<(String, String)>,
+    /// Who decides over its bpf(2) calls; nobody unless asked for.
+    pub intercept: Option<Intercept>,
 }
 
 impl DaemonSpec {
@@ -56,6 +59,7 @@ impl DaemonSpec {
             log: scratch.join("daemon.log"),
             arguments: Vec::new(),
             environment: Vec::new(),
+            intercept: None,
         }
     }
 }
@@ -98,6 +102,9 @@ impl Daemon {
         command.arg("--policy").arg(&self.spec.policy).args(self.places()?).args(&self.spec.arguments);
         command.envs(self.spec.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(intercept) = &self.spec.intercept {
+            intercept.watch(&mut command)?;
+        }
         self.process = Some(ProcessGuard::spawn(&mut command)?);
         self.is_down = false;
         Ok(())

@@ -282,6 +282,7 @@ fn read_transport(transport: Option<&TransportSlice<'_>>) -> Transport {
                 fin: tcp.fin(),
                 rst: tcp.rst(),
                 psh: tcp.psh(),
+                urg: tcp.urg(),
             },
             sequence: tcp.sequence_number(),
             acknowledgment: tcp.acknowledgment_number(),

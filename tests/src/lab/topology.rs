@@ -90,6 +90,22 @@ impl Topology {
         &self.spec
     }
 
+    /// Takes a guest's link away, at both ends, as the end of a container or a machine does.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn unplug(&self, guest: &str) -> anyhow::Result<()> {
+        self.gateway.ip(&format!("link del {}", self.guest_spec(guest).device)).map(drop)
+    }
+
+    /// Makes it again, with all that the guest had on it.
+    ///
+    /// # Errors
+    /// If it is there.
+    pub fn plug(&self, guest: &str) -> anyhow::Result<()> {
+        self.attach_guest(self.guest_spec(guest), self.guest(guest))
+    }
+
     /// The namespace of the gateway: where the datapath under test is attached.
     pub fn gateway(&self) -> &Namespace {
         &self.gateway

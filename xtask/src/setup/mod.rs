@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 pub use observe::on_path;
-use plan::{CommandLine, Next, Step};
+pub use plan::CommandLine;
+use plan::{Next, Step};
 use xtask::toolchain::{self, Places, RUSTC_VARIABLE};
 
 /// Long enough for a slow line or a slow processor, short enough to notice that nothing happens any more.
@@ -107,7 +108,7 @@ fn by_hand(wanted: &[String]) -> String {
 }
 
 /// Runs a command that was shown, and stops it when it takes longer than anyone should wait.
-fn run(command: &CommandLine, patience: Duration) -> anyhow::Result<()> {
+pub fn run(command: &CommandLine, patience: Duration) -> anyhow::Result<()> {
     let (program, arguments) = command.words.split_first().context("an empty command")?;
     let mut child = Command::new(program)
         .args(arguments)

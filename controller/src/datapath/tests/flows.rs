@@ -19,25 +19,38 @@ fn put(flows: &FlowTable, slot: u32, phase: u8, peer: u32, deadline: u32) {
 
 #[test]
 fn a_flow_is_freed_only_when_both_directions_are_dead_for_the_grace_and_its_generation_stays() {
-    in_a_place_of_its_own(|place| {
+    freed_when_dead(NOW);
+}
+
+/// The ticks of a machine that has been up for nine years.
+#[test]
+fn a_flow_is_freed_no_earlier_and_no_later_where_the_ticks_wrap() {
+    for now in [u32::MAX - GRACE, u32::MAX, 0, 1, GRACE, 500, 1000, 8 * GRACE] {
+        freed_when_dead(now);
+    }
+}
+
+fn freed_when_dead(now: u32) {
+    in_a_place_of_its_own(move |place| {
         let options = LoadOptions { flow_buckets: 8, ..LoadOptions::default() };
         let datapath = Datapath::open(&place.pins(), &options).expect("opens");
         let flows = datapath.flow_table().expect("maps");
+        let (long_ago, later) = (now.wrapping_sub(1000), now.wrapping_add(1000));
         // Alive by one direction, dying, dead, abandoned, just taken.
-        put(&flows, 0, LIVE, 1, NOW - 1000);
-        put(&flows, 1, LIVE, 0, NOW + 1000);
-        put(&flows, 2, LIVE, 3, NOW - 1000);
-        put(&flows, 3, LIVE, 2, NOW - GRACE);
-        put(&flows, 4, LIVE, 5, NOW - 1000);
-        put(&flows, 5, LIVE, 4, NOW - GRACE - 1);
-        put(&flows, 6, BUSY, 0, NOW - 9 * GRACE - 1);
-        put(&flows, 7, BUSY, 0, NOW);
+        put(&flows, 0, LIVE, 1, long_ago);
+        put(&flows, 1, LIVE, 0, later);
+        put(&flows, 2, LIVE, 3, long_ago);
+        put(&flows, 3, LIVE, 2, now.wrapping_sub(GRACE));
+        put(&flows, 4, LIVE, 5, long_ago);
+        put(&flows, 5, LIVE, 4, now.wrapping_sub(GRACE + 1));
+        put(&flows, 6, BUSY, 0, now.wrapping_sub(9 * GRACE + 1));
+        put(&flows, 7, BUSY, 0, now);
         assert_eq!(flows.iter().count(), 6);
         let mut freed = Vec::new();
-        let swept = flows.sweep(NOW, |slot, record| freed.push((slot, record.key.source)));
-        assert_eq!(freed, [(4, 4), (5, 5)]);
-        assert_eq!((swept.live, swept.waiting, swept.freed), (2, 3, 3));
-        assert_eq!(swept.due, Some(GRACE + 1), "those that wait");
+        let swept = flows.sweep(now, |slot, record| freed.push((slot, record.key.source)));
+        assert_eq!(freed, [(4, 4), (5, 5)], "at {now}");
+        assert_eq!((swept.live, swept.waiting, swept.freed), (2, 3, 3), "at {now}");
+        assert_eq!(swept.due, Some(GRACE + 1), "those that wait, at {now}");
         assert_eq!(flows.ctl(4), Ctl::new(5, FREE, 0, 0, 0));
         assert_eq!(flows.ctl(6).phase(), FREE);
         assert_eq!(flows.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [0, 1, 2, 3]);
