@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::Reason::{self, *};
+use portcullis_common::quota::held;
 use portcullis_tests::backend::{Action, At};
 use portcullis_tests::icmp_error::{Family, POLICY, Side, Table, WORLD, everywhere, guest};
 use portcullis_tests::lab::{Craft, Craft6, TcpFlags};
@@ -161,7 +162,7 @@ fn what_the_rules_let_neither_side_open_is_not_adopted_and_its_guest_is_told() {
     let shut = POLICY.replace(
         open,
         "securityRules:\n      - { name: DenyOut, priority: 100, direction: Outbound, access: Deny, protocol: '*', \
-         sourceAddressPrefix: '*', destinationAddressPrefix: '*' }\n      - { name: AllowDns",
+         sourceAddressPrefix: '*', destinationAddressPrefix: '*', destinationPortRange: '*' }\n      - { name: AllowDns",
     );
     everywhere(|t| {
         t.0.change(&shut);
@@ -173,6 +174,53 @@ fn what_the_rules_let_neither_side_open_is_not_adopted_and_its_guest_is_told() {
             let outcome =
                 t.0.run("the world's", At::Ingress("up"), &frame, DeniedByRule, &[DENY_IN, DENY_OUT]);
             assert_eq!(outcome.action, Action::Drop, "nothing is sent to the world");
+        }
+    });
+}
+
+#[test]
+fn an_adopted_connection_counts_for_the_guest_that_is_taken_to_have_opened_it_whoever_spoke_first() {
+    const QUOTA: u16 = 16;
+    let deny = "own/Outbound/securityRules/DenyLan";
+    let allow = "own/Inbound/defaultSecurityRules/AllowVnetInBound";
+    let open = "securityRules:\n      - { name: AllowDns";
+    assert!(POLICY.contains(open));
+    let one_way = POLICY.replace(
+        open,
+        "securityRules:\n      - { name: DenyLan, priority: 100, direction: Outbound, access: Deny, protocol: '*', \
+         sourceAddressPrefix: '*', destinationAddressPrefix: VirtualNetwork, destinationPortRange: '*' }\n      - { name: AllowDns",
+    );
+    let policy =
+        format!("{one_way}flowTable: {{ maxFlowsPerGuest: {QUOTA}, maxFlowsPerGuestIPv6: {QUOTA} }}\n");
+    everywhere(|t| {
+        t.0.change(&policy);
+        t.0.backend.adopt_for(300);
+        for (f, family) in Family::both().into_iter().zip(["v4", "v6"]) {
+            let has = |t: &Table<'_>, guest: &str| {
+                held(t.0.backend.guest_flows(&format!("{guest}/{family}")).expect("the guest is there").held)
+            };
+            let from = at(f.vm3, 22);
+            for n in 0..QUOTA {
+                let to = at(f.vm1, 4000 + n);
+                goes(
+                    t,
+                    "only the receiver may open it",
+                    (guest(3), from, to),
+                    (guest(1), from, to),
+                    (Adopted, &[deny, allow]),
+                );
+            }
+            assert_eq!((has(t, "vm1"), has(t, "vm3")), (QUOTA.into(), 0), "{family}");
+            let one_more = segment((guest(3), true), TcpFlags::ACK, from, at(f.vm1, 5000), 64);
+            let outcome =
+                t.0.run("beyond its quota", At::Ingress("vm3"), &one_more, GuestFlowQuota, &[deny, allow]);
+            assert_eq!(outcome.action, Action::Drop);
+            let syn = segment((guest(1), true), TcpFlags::SYN, at(f.vm1, 5000), at(f.vm2, 22), 64);
+            t.drops("nor does it open another", guest(1), &syn, GuestFlowQuota);
+            // The other end has paid for nothing.
+            let (inside, own, server) = (at(f.vm3, 4000), at(f.own, 4000), at(f.server, 443));
+            goes(t, "its neighbour's", (guest(3), inside, server), (WORLD, own, server), (Adopted, &[OUT]));
+            assert_eq!((has(t, "vm1"), has(t, "vm3")), (QUOTA.into(), 1), "{family}");
         }
     });
 }

@@ -308,3 +308,32 @@ impl Env for FlowWriter {
 pub fn whole(half: HalfRecord) -> HalfRecord6 {
     HalfRecord6 { half, ..HalfRecord6::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_common::tcp_state::{
+        ACKED_FORWARD, ACKED_REVERSE, ANSWERED, FIN_FORWARD, FIN_REVERSE, OPENED, RESET,
+    };
+
+    #[test]
+    fn of_two_states_the_further_one_stays_and_what_opened_anew_is_not_closed_again() {
+        let asked = OPENED | ACKED_FORWARD;
+        let established = OPENED | ANSWERED;
+        let half_closed = established | FIN_FORWARD | ACKED_FORWARD;
+        let closed = half_closed | FIN_REVERSE | ACKED_REVERSE;
+        for (here, there, result) in [
+            (asked, established, established),
+            (established, asked, established),
+            (asked, half_closed, half_closed),
+            (established, half_closed, half_closed),
+            (half_closed, established, half_closed),
+            (half_closed, closed, closed),
+            (established, established | RESET, established | RESET),
+            (OPENED, closed, OPENED),
+            (OPENED, established | RESET, OPENED),
+        ] {
+            assert_eq!(further(here, there), result, "{here} and {there}");
+        }
+    }
+}

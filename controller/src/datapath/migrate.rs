@@ -305,3 +305,76 @@ impl Datapath {
         Ok(Some(old.migrated))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_common::packet::headers::{ACK, FIN, SYN};
+    use portcullis_common::tcp_state::{Segment, State, Tracked, after, plain, state};
+
+    const CLOSED: u8 = OPENED | ANSWERED | FINS;
+
+    #[test]
+    fn an_established_connection_is_exactly_that_so_its_segments_go_the_short_way() {
+        for from_world in [false, true] {
+            assert!(plain(tcp3(OPENED | ANSWERED, from_world), ACK));
+        }
+    }
+
+    #[test]
+    fn a_connection_whose_syn_was_under_way_is_established_by_the_answer_and_its_acknowledgement() {
+        for from_world in [false, true] {
+            let bits = tcp3(OPENED, from_world);
+            assert_eq!(state(bits), State::HalfOpen);
+            let answer = Segment {
+                flags: SYN | ACK,
+                guest: from_world,
+                sequence: 500,
+                end: 501,
+                acknowledgement: 101,
+                ..Segment::default()
+            };
+            let (flow, _) = after(Tracked { bits, own: 0, other: 0 }, &answer);
+            let last = Segment {
+                flags: ACK,
+                forward: true,
+                guest: !from_world,
+                sequence: 101,
+                end: 101,
+                acknowledgement: 501,
+            };
+            let (flow, _) = after(Tracked { bits: flow.bits, own: flow.other, other: flow.own }, &last);
+            assert_eq!(flow.bits, OPENED | ANSWERED, "from the world: {from_world}");
+        }
+    }
+
+    #[test]
+    fn a_half_closed_connection_carries_data_and_ends_with_the_other_sides_fin() {
+        let bits = tcp3(OPENED | ANSWERED | FIN_FORWARD, false);
+        assert_eq!(state(bits), State::Established);
+        let back = Segment { flags: ACK, acknowledgement: 77, end: 900, ..Segment::default() };
+        let (flow, _) = after(Tracked { bits, own: 0, other: 0 }, &back);
+        assert_eq!((state(flow.bits), flow.own), (State::Established, 77), "what it acknowledges is noted");
+        let (flow, _) = after(flow, &Segment { flags: FIN | ACK, ..back });
+        let last = Segment { flags: ACK, forward: true, acknowledgement: 900, ..Segment::default() };
+        let (flow, _) = after(Tracked { bits: flow.bits, own: flow.other, other: flow.own }, &last);
+        assert_eq!(state(flow.bits), State::Closed);
+    }
+
+    #[test]
+    fn what_was_over_is_over() {
+        for (bits, is) in [(CLOSED, State::Closed), (CLOSED & !ANSWERED, State::Closed)] {
+            assert_eq!(state(tcp3(bits, false)), is);
+        }
+        for bits in [OPENED | RESET, OPENED | ANSWERED | RESET, CLOSED | RESET] {
+            assert_eq!(state(tcp3(bits, false)), State::Reset);
+        }
+    }
+
+    #[test]
+    fn bits_that_layout_3_had_not_are_not_believed() {
+        for bits in [32, 64, 128] {
+            assert_eq!(tcp3(OPENED | ANSWERED | bits, true), OPENED | ANSWERED);
+        }
+    }
+}
