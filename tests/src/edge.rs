@@ -155,6 +155,16 @@ impl Edge {
         self.ask(&["status"])?["generation"].as_u64().context("status has a generation")
     }
 
+    /// How many flows this guest holds, as the datapath counts them for its quota.
+    pub fn held(&self, guest: &str) -> anyhow::Result<u64> {
+        let status = self.ask(&["status"])?;
+        let hops = status["nextHops"].as_array().context("status has next hops")?;
+        let name = format!("guest:{guest}/");
+        let hop = hops.iter().find(|hop| hop["name"].as_str().is_some_and(|hop| hop.starts_with(&name)));
+        hop.and_then(|hop| hop["flows"]["held"].as_u64())
+            .with_context(|| format!("what {guest} holds is not in {status}"))
+    }
+
     /// Packets of one reason so far.
     pub fn reason(&self, reason: &str) -> anyhow::Result<u64> {
         Ok(self.reasons()?.get(reason).copied().unwrap_or(0))

@@ -96,6 +96,8 @@ fn connections_through_a_masquerade_go_on_under_the_port_the_world_knows_and_new
             assert!(ports.contains(&u64::from(peer.port())), "{hook:?}: {peer} is among {flows}");
         }
 
+        assert_eq!(edge.held("vm1").unwrap(), 2, "{hook:?}: both count for its quota");
+
         tcp_exchange(&vm1, None, at(SERVER, 80), b"a new connection", LIMIT).unwrap();
         let new = tcp.peers()[1];
         assert!(edge.owns("vm1", new.port()).unwrap(), "{hook:?}: {new}");
