@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -62,10 +62,15 @@ impl Edge {
 
     /// The same in a topology that is there already.
     pub fn start_in(topology: Topology, policy: &str) -> anyhow::Result<Self> {
+        Self::start_build(topology, policy, &binary()?)
+    }
+
+    /// The same with another build of the controller.
+    pub fn start_build(topology: Topology, policy: &str, build: &Path) -> anyhow::Result<Self> {
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
         let bpffs = BpfFs::mount()?;
         let file = bpffs.scratch().write("policy.yaml", policy)?;
-        let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, &binary()?, &file))?;
+        let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, build, &file))?;
         daemon.wait_ready(READY)?;
         Ok(Self { _statistics: statistics, daemon, topology, bpffs })
     }

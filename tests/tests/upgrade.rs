@@ -1,15 +1,18 @@
 //! An upgrade to a build with another layout of tables: it says what it does, and no connection dies; or it refuses.
 //!
-//! A layout that is read is 3, whose flows look like today's; the pins of a running gateway are given its name.
+//! A layout that is read is 3, whose flows look like today's; the pins of a running gateway are given its name. With
+//! [`OLD_BUILD`] it is a gateway of such a build.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portcullis_common::layout::ABI;
-use portcullis_tests::edge::{Edge, LabPolicy, WithHook, under_both};
-use portcullis_tests::lab::{TcpEcho, TcpHold, TopologySpec, UdpEcho, eventually, ping, tcp_exchange};
+use portcullis_tests::edge::{Edge, LabPolicy, WithHook, binary, under_both};
+use portcullis_tests::lab::{
+    TcpEcho, TcpHold, Topology, TopologySpec, UdpEcho, eventually, ping, tcp_exchange,
+};
 use portcullis_tests::stream::{TcpStreamOfNumbers, UdpStreamOfNumbers};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -22,12 +25,22 @@ fn at(port: u16) -> SocketAddr {
     (SERVER, port).into()
 }
 
+/// Names, in the environment, a build of [`READABLE`].
+const OLD_BUILD: &str = "PORTCULLIS_LAYOUT_3";
+
 /// A gateway with a dead daemon, whose pins say that they are of another layout.
 fn of_another_layout(hook: WithHook, version: u32, traffic: impl FnOnce(&Edge)) -> Edge {
     let spec = TopologySpec::clean_veth(2);
-    let mut edge = Edge::start(&spec, &LabPolicy::new(hook).yaml(&spec)).unwrap();
+    let old = std::env::var_os(OLD_BUILD).filter(|_| version == READABLE).map(PathBuf::from);
+    let build = old.clone().unwrap_or_else(|| binary().unwrap());
+    let topology = Topology::build(&spec).unwrap();
+    let mut edge = Edge::start_build(topology, &LabPolicy::new(hook).yaml(&spec), &build).unwrap();
     traffic(&edge);
     edge.daemon.kill();
+    if old.is_some() {
+        edge.daemon.spec_mut().binary = binary().unwrap();
+        return edge;
+    }
     let pins = edge.daemon.spec().pin_dir.clone();
     move_pins(&pins.join(format!("v{ABI}")), &pins.join(format!("v{version}")));
     edge
