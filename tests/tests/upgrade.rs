@@ -103,8 +103,8 @@ fn an_upgrade_from_another_layout_copies_every_flow_and_no_stream_breaks() {
         );
         assert_eq!(status["adopted"], true, "{hook:?}");
         assert_eq!(status["flows"]["live"], 202, "{hook:?}: {}", status["flows"]);
-        let held = ["vm1", "vm2"].map(|guest| edge.held(guest).unwrap());
-        assert_eq!(held, [2, 200], "{hook:?}: counted for the guests' quotas, the mapping not");
+        let counted = ["vm1", "vm2"].map(|guest| edge.held(guest).unwrap());
+        assert_eq!(counted, [2, 200], "{hook:?}: counted for the guests' quotas, the mapping not");
         let pins = fs::read_dir(&edge.daemon.spec().pin_dir).unwrap();
         let versions: Vec<_> = pins.map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(versions, [format!("v{ABI}").as_str()], "{hook:?}: nothing is left of the old one");
