@@ -154,6 +154,7 @@ mod tests {
             state_dir: state.clone(),
             pin_dir: state.clone(),
             metrics: None,
+            reset: false,
             log_level: log::LevelFilter::Off,
         };
         let command = Command::Run(run);

@@ -178,6 +178,7 @@ mod tests {
             generation: 3,
             applied_at: "2026-11-22T05:33:50Z".into(),
             adopted: false,
+            older: Older::default(),
             last_error: Some(LastError { at: "now".into(), message: "it is broken".into(), details: None }),
             devices: vec![Device {
                 name: "pc-vm1".into(),
