@@ -4,6 +4,7 @@ pub mod answers;
 pub mod api;
 pub mod cli;
 pub mod compile;
+pub mod conntrack;
 pub mod daemon;
 pub mod datapath;
 pub mod explain;

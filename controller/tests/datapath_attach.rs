@@ -10,9 +10,10 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use datapath_image::{guest, image, uplink};
 use datapath_support::{Place, frame, ifindex, in_a_place_of_its_own, run};
 use portcullis::datapath::{AttachPlan, Datapath, Hook, HookState, LoadOptions, TcBackend, down};
+use portcullis_common::layout::ABI;
 
 const SMALL: LoadOptions =
-    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
+    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off, reset: false };
 
 fn open(place: &Place) -> Datapath {
     Datapath::open(&place.pins(), &SMALL).expect("opens")
@@ -342,14 +343,14 @@ fn down_detaches_what_a_killed_controller_left() {
 }
 
 #[test]
-fn tables_of_another_layout_hand_their_hooks_over() {
+fn tables_of_another_layout_hand_their_hooks_over_and_their_flows() {
     in_a_place_of_its_own(|place| {
         let (_, _, plan) = devices(place, true);
         let mut datapath = open(place);
         datapath.attach(&plan).map(|a| datapath.commit(a)).expect("attaches").expect("commits");
         drop(datapath);
         // As if the build before had had another layout. (bpffs renames no directories that it does not own: by hand.)
-        let (old, new) = (place.pins().join("v4"), place.pins().join("v0"));
+        let (old, new) = (place.pins().join(format!("v{ABI}")), place.pins().join("v3"));
         std::fs::create_dir_all(new.join("links")).expect("makes");
         std::fs::create_dir_all(new.join("maps")).expect("makes");
         for directory in ["links", "maps"] {
@@ -358,8 +359,10 @@ fn tables_of_another_layout_hand_their_hooks_over() {
             }
         }
         let mut datapath = open(place);
-        assert!(!datapath.adopted());
+        assert!(datapath.adopted() && datapath.is_migrating());
         let attached = datapath.attach(&plan).expect("attaches");
+        let migrated = datapath.finish_migration().expect("copies").expect("there was something");
+        assert_eq!((migrated.from, migrated.before, migrated.lost), (3, 0, 0));
         let replaced = attached.describe().iter().filter(|line| line.ends_with("program replaced")).count();
         assert_eq!(replaced, 5, "{:?}", attached.describe());
         datapath.commit(attached).expect("commits");

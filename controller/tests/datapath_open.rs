@@ -20,7 +20,7 @@ fn every_program_passes_the_verifier_and_says_how_many_instructions_it_took() {
     in_a_place_of_its_own(|place| {
         let datapath = Datapath::open(&place.pins(), &small()).expect("opens");
         let programs = datapath.program_info().expect("info");
-        assert_eq!(programs.len(), 33, "{programs:#?}");
+        assert_eq!(programs.len(), 37, "{programs:#?}");
         for program in &programs {
             let instructions = program.verified_instructions.expect("known since 5.16");
             println!("{:>20} {instructions:>7} instructions", program.name);

@@ -9,7 +9,7 @@ use portcullis::datapath::{Datapath, LoadOptions, now_tick};
 use portcullis_common::Reason;
 
 const SMALL: LoadOptions =
-    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off };
+    LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off, reset: false };
 const XDP_PASS: u32 = 2;
 const TC_NEXT: u32 = u32::MAX;
 const TC_SHOT: u32 = 2;

@@ -24,6 +24,7 @@ pub trait Family: Copy {
     const CLASSIFY: Stage;
     const CLAIM: Stage;
     const REFUSE: Stage;
+    const ADOPT: Stage;
 
     fn source(ctx: &Context) -> Self::Address;
     fn destination(ctx: &Context) -> Self::Address;
@@ -122,6 +123,7 @@ impl Family for V4 {
     const CLASSIFY: Stage = Stage::Classify;
     const CLAIM: Stage = Stage::Claim;
     const REFUSE: Stage = Stage::Refuse;
+    const ADOPT: Stage = Stage::Adopt;
 
     #[inline(always)]
     fn source(ctx: &Context) -> u32 {
@@ -354,6 +356,7 @@ impl Family for V6 {
     const CLASSIFY: Stage = Stage::Classify6;
     const CLAIM: Stage = Stage::Claim6;
     const REFUSE: Stage = Stage::Refuse6;
+    const ADOPT: Stage = Stage::Adopt6;
 
     #[inline(always)]
     fn source(ctx: &Context) -> [u32; 4] {

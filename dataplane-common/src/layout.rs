@@ -21,11 +21,17 @@ pub struct Control {
     pub bucket_mask: u32,
     /// The same of the table for IPv6.
     pub bucket_mask6: u32,
-    pub pad: u32,
+    /// What was before these tables: 0 nothing of interest, [`START_MIGRATING`], or the last tick at which TCP connections
+    /// older than the tables are adopted (ADR 0011).
+    pub start: u32,
     /// Secrets of the flow hash; drawn once when the tables are made.
     pub seed: [u64; 2],
     pub settings: [Settings; 2],
 }
+
+/// [`Control::start`]: flows are being copied from the tables of another layout. Until they are all here what misses is
+/// dropped and nothing is claimed: its flow may be among those that are still to come.
+pub const START_MIGRATING: u32 = u32::MAX;
 
 /// Timers and switches of one generation.
 #[repr(C)]

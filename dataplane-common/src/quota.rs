@@ -15,7 +15,7 @@ use core::marker::PhantomData;
 
 use crate::atomic;
 use crate::classify::header;
-use crate::engine::{Context, Verdict, drop};
+use crate::engine::{Context, Verdict, WAY_INSTANCE_OUT, adopt, drop};
 use crate::env::{Budget, Env, Step};
 use crate::family::{Family, V4, V6};
 use crate::flow::{self, Ctl, FLAG_FORWARD, FREE, LIVE};
@@ -103,8 +103,18 @@ pub unsafe fn recycled<E: Env>(env: &E, r: *const HalfRecord, before: Ctl) {
     }
 }
 
+/// Counts a flow for a guest that somebody else makes than a packet: [`crate::flow::insert`] does not.
 #[inline(always)]
-pub(crate) fn give_back<E: Env>(env: &E, hop: u16) {
+pub fn reserve<E: Env>(env: &E, hop: u16) {
+    if let Some(guest) = env.guest_flows(hop as u32) {
+        // SAFETY: the element lives as long as the map.
+        unsafe { atomic::add(&raw mut (*guest).held, ONE) };
+    }
+}
+
+/// The other way round.
+#[inline(always)]
+pub fn give_back<E: Env>(env: &E, hop: u16) {
     if let Some(guest) = env.guest_flows(hop as u32) {
         // SAFETY: the element lives as long as the map.
         unsafe { atomic::add(&raw mut (*guest).held, 1u64.wrapping_neg()) };
@@ -117,6 +127,16 @@ fn from_world(ctx: &Context) -> bool {
     ctx.key.network == WORLD
 }
 
+/// Who pays for the packet's flow: of one that is adopted perhaps its receiver, whose half will be the one that counts.
+#[inline(always)]
+fn opener(ctx: &Context) -> u16 {
+    if ctx.adopt != adopt::RECEIVER {
+        return payer(ctx.key.network, ctx.ingress, ctx.egress);
+    }
+    let network = if ctx.way == WAY_INSTANCE_OUT { WORLD } else { ctx.to_network };
+    payer(network, ctx.egress, ctx.ingress)
+}
+
 /// Reserves a place of its guest's quota for the packet's flow, and one in the ring if it is from the world; or says how the
 /// packet goes on instead.
 #[inline(always)]
@@ -124,7 +144,7 @@ pub fn admit<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Option<Verdict> {
     let Some(head) = header(env, ctx.generation) else { return Some(drop(env, ctx, Reason::Internal)) };
     // SAFETY: page 0 is the header; the index is below the two elements.
     let quota = unsafe { *(&raw const (*head).flow_quota).cast::<u32>().add(F::V6 as usize) };
-    let hop = payer(ctx.key.network, ctx.ingress, ctx.egress);
+    let hop = opener(ctx);
     let Some(guest) = env.guest_flows(hop as u32) else { return Some(drop(env, ctx, Reason::Internal)) };
     ctx.relief.payer = hop;
     ctx.relief.quota = quota;

@@ -142,6 +142,8 @@ reasons! {
     Fragmented = "fragmented", false;
     /// A frame for another station's hardware address, on a device that several guests share.
     NotForUs = "not_for_us", true;
+    /// A segment of a connection older than the first start, which policy allows: a flow from now on, sent on.
+    Adopted = "adopted", false;
 }
 
 /// Room for the counters in the kernel: more than there are reasons, so that adding one is no layout change.

@@ -149,7 +149,7 @@ pub static BUDGETS: PerCpuArray<u64, 3> = PerCpuArray::new();
 pub static SCRATCH: PerCpuArray<Context, 2> = PerCpuArray::new();
 
 #[btf_map]
-pub static STAGES_XDP: ProgramArray<16> = ProgramArray::new();
+pub static STAGES_XDP: ProgramArray<32> = ProgramArray::new();
 
 #[btf_map]
-pub static STAGES_TC: ProgramArray<16> = ProgramArray::new();
+pub static STAGES_TC: ProgramArray<32> = ProgramArray::new();

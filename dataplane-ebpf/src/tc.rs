@@ -365,3 +365,15 @@ pub fn pc_tc_relieve(ctx: TcContext) -> i32 {
 pub fn pc_tc_loop(ctx: TcContext) -> i32 {
     stage(&ctx, Stage::Loop)
 }
+
+#[classifier]
+#[inline(always)]
+pub fn pc_tc_adopt(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Adopt)
+}
+
+#[classifier]
+#[inline(always)]
+pub fn pc_tc_adopt6(ctx: TcContext) -> i32 {
+    stage(&ctx, Stage::Adopt6)
+}

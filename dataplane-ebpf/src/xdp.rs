@@ -208,3 +208,15 @@ pub fn pc_xdp_refuse6(ctx: XdpContext) -> u32 {
 pub fn pc_xdp_relieve(ctx: XdpContext) -> u32 {
     stage(&ctx, Stage::Relieve)
 }
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_adopt(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Adopt)
+}
+
+#[xdp(frags)]
+#[inline(always)]
+pub fn pc_xdp_adopt6(ctx: XdpContext) -> u32 {
+    stage(&ctx, Stage::Adopt6)
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -62,10 +62,15 @@ impl Edge {
 
     /// The same in a topology that is there already.
     pub fn start_in(topology: Topology, policy: &str) -> anyhow::Result<Self> {
+        Self::start_build(topology, policy, &binary()?)
+    }
+
+    /// The same with another build of the controller.
+    pub fn start_build(topology: Topology, policy: &str, build: &Path) -> anyhow::Result<Self> {
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
         let bpffs = BpfFs::mount()?;
         let file = bpffs.scratch().write("policy.yaml", policy)?;
-        let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, &binary()?, &file))?;
+        let mut daemon = Daemon::spawn(topology.gateway(), &DaemonSpec::beside(&bpffs, build, &file))?;
         daemon.wait_ready(READY)?;
         Ok(Self { _statistics: statistics, daemon, topology, bpffs })
     }
@@ -153,6 +158,16 @@ impl Edge {
     /// The policy generation in force.
     pub fn generation(&self) -> anyhow::Result<u64> {
         self.ask(&["status"])?["generation"].as_u64().context("status has a generation")
+    }
+
+    /// How many flows this guest holds, as the datapath counts them for its quota.
+    pub fn held(&self, guest: &str) -> anyhow::Result<u64> {
+        let status = self.ask(&["status"])?;
+        let hops = status["nextHops"].as_array().context("status has next hops")?;
+        let name = format!("guest:{guest}/");
+        let hop = hops.iter().find(|hop| hop["name"].as_str().is_some_and(|hop| hop.starts_with(&name)));
+        hop.and_then(|hop| hop["flows"]["held"].as_u64())
+            .with_context(|| format!("what {guest} holds is not in {status}"))
     }
 
     /// Packets of one reason so far.

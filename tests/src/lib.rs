@@ -20,5 +20,6 @@ pub mod rfc_model;
 pub mod site;
 pub mod soak;
 mod stop;
+pub mod stream;
 pub mod tcp_table;
 pub mod upheaval;

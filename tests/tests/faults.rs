@@ -77,9 +77,11 @@ impl Stage {
         self.clients += 1;
         let word = format!("round {}", self.clients);
         let guest = self.edge.topology.guest("vm1");
-        for (port, ..) in TABLE {
+        for (number, (port, ..)) in (0..).zip(TABLE) {
             let to: SocketAddr = (SERVER, port).into();
-            let client = udp_socket(guest, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+            // One that no round before had: its flow would live on, whatever the policy.
+            let own = 10_000 + self.clients as u16 * TABLE.len() as u16 + number;
+            let client = udp_socket(guest, (Ipv4Addr::UNSPECIFIED, own).into()).unwrap();
             client.send_to(word.as_bytes(), to).unwrap();
         }
         for ((port, of_first, of_second), server) in TABLE.into_iter().zip(&self.servers) {

@@ -196,6 +196,10 @@ pub struct RunArguments {
     /// Let Prometheus ask for metrics here: an address with a port, such as 127.0.0.1:9464, or the path of a socket.
     #[arg(long, value_name = "ADDR:PORT|PATH")]
     pub metrics: Option<Place>,
+    /// Start anew where an upgrade finds tables of another layout: their flows are lost, instead of being copied or the start
+    /// refused.
+    #[arg(long)]
+    pub reset: bool,
     /// off, error, warn, info, debug or trace. From debug on the kernel programs log every new flow, which costs.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,

@@ -64,6 +64,7 @@ fn dispatch(arguments: Arguments) -> u8 {
                 pin_dir: run.pin_dir,
                 socket,
                 metrics: run.metrics,
+                reset: run.reset,
             })
         }
         Command::Down { state_dir, pin_dir, forget } => {
@@ -153,6 +154,7 @@ mod tests {
             state_dir: state.clone(),
             pin_dir: state.clone(),
             metrics: None,
+            reset: false,
             log_level: log::LevelFilter::Off,
         };
         let command = Command::Run(run);

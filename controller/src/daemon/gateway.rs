@@ -71,6 +71,14 @@ impl Gateway {
         })
     }
 
+    /// The grace of the first start, when it is over or the policy wants none any more.
+    pub fn look_after_grace(&self) {
+        if self.shared.in_force().loaded.network.adoption.grace_seconds == 0 {
+            self.shared.end_grace("the policy wants no grace");
+        }
+        self.shared.datapath().end_grace_if_over();
+    }
+
     /// Mirrors routes and neighbours.
     pub async fn refresh_world(&mut self) -> anyhow::Result<()> {
         world::refresh(&mut self.world, &self.host, &self.shared, &self.ownership, &self.state).await

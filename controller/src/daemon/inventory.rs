@@ -92,7 +92,7 @@ pub fn inventory(network: &Network) -> Inventory {
     }
     let platform = &network.platform;
     let kms = join(&platform.kms_servers);
-    let settings: [(&str, String); 8] = [
+    let settings: [(&str, String); 9] = [
         ("platform", format!("KMS {} ({kms}), SMTP blocked {}", platform.allow_kms, platform.block_smtp)),
         ("onRuleChange", format!("{:?}", network.on_rule_change)),
         ("limits", format!("{:?}", network.limits)),
@@ -100,6 +100,7 @@ pub fn inventory(network: &Network) -> Inventory {
         ("hostAccess", format!("{:?}", network.host_access)),
         ("timeouts", format!("{:?}", network.timeouts)),
         ("flowTable", format!("{:?}", network.flow_table)),
+        ("adoption", format!("{:?}", network.adoption)),
         ("serviceTagsFile", format!("{:?}", network.tag_file)),
     ];
     for (path, line) in settings {

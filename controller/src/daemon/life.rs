@@ -21,6 +21,7 @@ use super::{Options, Refusal, answers};
 use crate::api::server;
 use crate::hosts::{HostEvent, Watch};
 use crate::observe::scrape;
+use crate::policy::network::OnRuleChange;
 use crate::policy::{self, Loaded};
 use crate::privileges::Helper;
 
@@ -171,7 +172,10 @@ pub async fn live(
                     reload(&mut gateway, file.clone()).await;
                 }
             }
-            _ = drains.tick() => drains_over(&mut gateway).await,
+            _ = drains.tick() => {
+                drains_over(&mut gateway).await;
+                gateway.look_after_grace();
+            }
             _ = confirmations.tick() => host_changed(&mut gateway, !watching, false).await,
         }
     }
@@ -281,7 +285,12 @@ async fn drains_over(gateway: &mut Gateway) {
 
 async fn load_and_apply(gateway: &mut Gateway, file: PathBuf) -> Result<Applied, Refusal> {
     let outcome = match policy::load(&file) {
-        Ok(loaded) => gateway.apply(file.clone(), Arc::new(loaded)).await,
+        Ok(loaded) => {
+            if loaded.network.on_rule_change == OnRuleChange::Reevaluate {
+                gateway.shared.end_grace("changed rules end flows");
+            }
+            gateway.apply(file.clone(), Arc::new(loaded)).await
+        }
         Err(found) => Err(Refusal::Policy(found)),
     };
     match &outcome {

@@ -10,6 +10,7 @@
 //! world       routes and neighbours into the datapath          world
 //! life        what happens when: signals, files, netlink       life
 //! shared      what answers are made of                         shared, answers
+//! older       connections from before the first start              older
 //! state       what is on disk: ids, port ownership, the lock   state
 //! down        the way out                                      down
 //! ```
@@ -22,6 +23,7 @@ mod gateway;
 mod image;
 mod inventory;
 mod life;
+mod older;
 mod plan;
 mod policy_file;
 mod preview;
@@ -35,6 +37,7 @@ use std::path::PathBuf;
 
 pub use apply::Applied;
 pub use down::{DownReport, down};
+pub use older::Before;
 #[cfg(test)]
 pub(crate) use plan::Plan;
 pub use plan::explain_compile_errors;
@@ -56,6 +59,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where Prometheus may ask; nowhere unless asked for.
     pub metrics: Option<Place>,
+    /// Flows of another layout are thrown away.
+    pub reset: bool,
 }
 
 /// Where a daemon's things are.

@@ -11,7 +11,7 @@ use portcullis_common::layout::NextHop;
 use portcullis_common::policy::Endpoint;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Applied, Options, Preview};
+use super::{Applied, Before, Options, Preview};
 use crate::api::Failure;
 use crate::compile::lookup::Image;
 use crate::compile::{Compiled, HostFacts, Registry, RuleInfo};
@@ -219,6 +219,8 @@ pub struct Shared {
     pub started_at: SystemTime,
     /// Were there tables of an earlier daemon?
     pub adopted: bool,
+    /// What became of flows that are older than the tables.
+    pub before: Before,
     /// Written to while a policy is put in force; reading it is asking the kernel, which takes many at once.
     datapath: RwLock<Datapath>,
     registry: RwLock<Registry>,
@@ -260,12 +262,14 @@ impl Shared {
         reaper: Arc<ReaperCounts>,
         health: Arc<Book>,
         orders: mpsc::Sender<Order>,
+        before: Before,
     ) -> Self {
         Self {
             options,
             started: Instant::now(),
             started_at: SystemTime::now(),
             adopted: datapath.adopted(),
+            before,
             datapath: RwLock::new(datapath),
             registry: RwLock::new(registry),
             in_force: RwLock::new(Arc::new(in_force)),
@@ -294,6 +298,15 @@ impl Shared {
     /// The datapath, to change policy or hooks.
     pub fn datapath_mut(&self) -> RwLockWriteGuard<'_, Datapath> {
         self.datapath.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections older than the first start are not adopted any more: what has just been ended must not come back as one.
+    pub fn end_grace(&self, why: &str) {
+        let datapath = self.datapath();
+        if datapath.adopts_for() != 0 {
+            datapath.adopt_for(0);
+            log::info!("connections older than the first start are not adopted any more: {why}");
+        }
     }
 
     /// The ids.

@@ -13,18 +13,30 @@ use tokio::task::block_in_place;
 use super::drains::occupied;
 use super::gateway::{Gateway, tell};
 use super::image::{attach_plan, policy_image};
+use super::older::{self, Before};
 use super::plan::{self, Plan};
 use super::refusals::refused_xdp;
 use super::shared::{InForce, Order, Shared};
 use super::state::{DYING, Saved, StateDir};
 use super::world::{self, World};
 use super::{Options, Refusal};
+use crate::conntrack::Takeover;
 use crate::datapath::{self, AttachPlan, Attached, Datapath, LoadOptions};
 use crate::flows::{ReaperCounts, reap};
 use crate::hosts::{self, Host, Journal, Prepared};
 use crate::observe::history::History;
 use crate::policy::Loaded;
 use crate::probes::{Book, Probers};
+
+/// What a start has come to.
+struct Started {
+    datapath: Datapath,
+    plan: Plan,
+    prepared: Prepared,
+    world: World,
+    refused: BTreeMap<String, String>,
+    before: Before,
+}
 
 impl Gateway {
     /// Puts the first policy in force and attaches. On an error nothing of it stays, unless an earlier daemon's
@@ -54,6 +66,7 @@ impl Gateway {
             loaded.network.flow_table.max_flows,
             loaded.network.flow_table.max_flows_v6,
         );
+        load.reset = options.reset;
         // The programs log every new flow at debug. Below that they are loaded without it, and it costs nothing.
         if log::max_level() >= log::LevelFilter::Debug {
             load.log_level = log::max_level();
@@ -62,7 +75,7 @@ impl Gateway {
         for note in datapath.notes() {
             log::warn!("{note}");
         }
-        let adopted = datapath.adopted();
+        let (adopted, migrating) = (datapath.adopted(), datapath.is_migrating());
         let plan = if adopted {
             // Only now is it known which ports live flows stand on.
             block_in_place(|| {
@@ -74,7 +87,7 @@ impl Gateway {
             plan
         };
         let started = Self::first(datapath, &host, &mut journal, &state, &loaded, plan, &saved).await;
-        let (datapath, plan, prepared, world, refused) = match started {
+        let Started { datapath, plan, prepared, world, refused, before } = match started {
             Ok(started) => started,
             Err(refusal) => {
                 if !adopted {
@@ -85,6 +98,13 @@ impl Gateway {
                     if let Err(error) = journal.undo_all(&host).await {
                         log::warn!("{error:#}");
                     }
+                } else if migrating {
+                    log::info!("the upgrade failed: what ran before runs on");
+                    block_in_place(|| datapath::abandon(&options.pin_dir)).map(drop).unwrap_or_else(
+                        |error| {
+                            log::warn!("{error:#}");
+                        },
+                    );
                 }
                 return Err(refusal);
             }
@@ -98,8 +118,9 @@ impl Gateway {
         let in_force =
             InForce::new(options.policy.clone(), loaded, plan, prepared.warnings, prepared.waiting);
         let tables = flows.clone();
-        let shared =
-            Arc::new(Shared::new(options, datapath, registry, in_force, flows, reaper, health, orders));
+        let shared = Arc::new(Shared::new(
+            options, datapath, registry, in_force, flows, reaper, health, orders, before,
+        ));
         reap(&tables, &shared.reaper, Arc::clone(&shared)).context("starting the reaper")?;
         let history = History::open(state.path());
         let mut gateway =
@@ -118,9 +139,11 @@ impl Gateway {
         loaded: &Loaded,
         mut plan: Plan,
         saved: &Saved,
-    ) -> Result<(Datapath, Plan, Prepared, World, BTreeMap<String, String>), Refusal> {
+    ) -> Result<Started, Refusal> {
         let mut refused = BTreeMap::new();
         let mut world = World::default();
+        let grace = loaded.network.adoption.grace_seconds;
+        let mut takeover = None;
         loop {
             let generation = datapath.generation().wrapping_add(1).max(1);
             plan::renumber(&mut plan.compiled, generation)?;
@@ -129,6 +152,16 @@ impl Gateway {
             let installed = block_in_place(|| datapath.install(&policy_image(&plan)))?;
             for note in installed.notes {
                 log::warn!("{note}");
+            }
+            if !datapath.adopted() && grace != 0 && takeover.is_none() {
+                // Before any program of ours: the flow is there when its next packet is.
+                let view = world::look(host, &plan.choices).await?;
+                let Plan { registry, compiled, .. } = &mut plan;
+                block_in_place(|| world.mirror(&view, &datapath, registry, &compiled.ownership, state))?;
+                older::know_guests(host, &datapath, &plan).await?;
+                let mut first = block_in_place(|| Takeover::new(&datapath, &plan.compiled))?;
+                older::look(&mut first);
+                takeover = Some(first);
             }
             // Before guests find a gateway here: a host that forwards would carry their packets on as they are.
             let wanted = attach_plan(&plan.choices);
@@ -145,9 +178,21 @@ impl Gateway {
             match block_in_place(|| datapath.attach(&wanted)) {
                 Ok(done) => {
                     tell(&done);
+                    let mut before = Before::default();
+                    if let Some(mut takeover) = takeover {
+                        older::look(&mut takeover);
+                        log::info!("{}", takeover.taken());
+                        before.taken_over = Some(takeover.taken().clone());
+                        datapath.adopt_for(grace);
+                        log::info!("connections that need no translation of ports are adopted for {grace} s");
+                    }
+                    before.migrated = block_in_place(|| datapath.finish_migration())?;
+                    if let Some(migrated) = before.migrated {
+                        log::info!("{migrated}");
+                    }
                     block_in_place(|| commit(&mut datapath, done, &wanted))?;
                     stale(host, loaded, &plan, journal).await;
-                    return Ok((datapath, plan, prepared, world, refused));
+                    return Ok(Started { datapath, plan, prepared, world, refused, before });
                 }
                 Err(error) => {
                     let Some(device) = refused_xdp(&error, &plan, loaded, &refused) else {

@@ -389,7 +389,9 @@ impl Datapath {
     }
 }
 
-/// Every hook of the plan, guards of uplinks first of all.
+/// Every hook of the plan, guards of uplinks first of all. Then TC of the uplinks before that of guests: with the kernel's NAT
+/// still at work (a first start), answers to what it sent find the flow that was taken over; the other way round they would
+/// leave it for a guest whose host program knows nothing of them. XDP last.
 fn in_order(plan: &AttachPlan) -> Vec<(&AttachDevice, Hook)> {
     let guards = plan.devices.iter().filter(|d| d.role == Role::Uplink).map(|d| (d, Hook::Egress));
     let others = plan
@@ -397,6 +399,8 @@ fn in_order(plan: &AttachPlan) -> Vec<(&AttachDevice, Hook)> {
         .iter()
         .flat_map(|d| d.hooks().map(move |hook| (d, hook)))
         .filter(|(d, hook)| (d.role, *hook) != (Role::Uplink, Hook::Egress));
+    let mut others: Vec<_> = others.collect();
+    others.sort_by_key(|(device, hook)| (*hook == Hook::Xdp, device.role == Role::Guest));
     guards.chain(others).collect()
 }
 

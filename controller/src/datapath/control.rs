@@ -1,7 +1,7 @@
 //! The control word of the datapath, shared with the kernel through memory: generation, hash seeds, settings.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -28,21 +28,22 @@ impl Mapping {
         // Elements of an mmapable array stand at multiples of 8 bytes, the whole is rounded up to pages.
         let stride = (table.shape.value as usize).next_multiple_of(8);
         let length = stride * table.shape.max_entries as usize;
+        Self::of(length, libc::MAP_SHARED, table.as_fd().as_raw_fd())
+            .with_context(|| format!("mmap of {} ({length} bytes)", table.name))
+    }
+
+    /// Memory of nobody's, all zero, in the place of an array's.
+    pub fn detached(length: usize) -> anyhow::Result<Self> {
+        Self::of(length, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+            .with_context(|| format!("mmap of {length} bytes"))
+    }
+
+    fn of(length: usize, flags: i32, fd: RawFd) -> anyhow::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                table.as_fd().as_raw_fd(),
-                0,
-            )
-        };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, 0) };
         if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error())
-                .with_context(|| format!("mmap of {} ({length} bytes)", table.name));
+            return Err(io::Error::last_os_error().into());
         }
         let start = NonNull::new(start.cast()).context("mmap gave the null page")?;
         Ok(Self { start, length })
@@ -102,6 +103,12 @@ impl ControlWord {
         assert!(current == 0 || parity as u32 != current & 1, "settings in force are not rewritten");
         // SAFETY: in bounds (parity is 0 or 1, or the index panics), and no program reads the idle parity.
         unsafe { (&raw mut (*self.at()).settings[parity]).write_volatile(*settings) };
+    }
+
+    /// Says what was before these tables: [`Control::start`].
+    pub fn set_start(&self, start: u32) {
+        // SAFETY: aligned, valid for the mapping's life, and only accessed as a whole word by either side.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.at()).start) }.store(start, Ordering::SeqCst);
     }
 
     /// Prepares the control word for flow tables of this many buckets, drawing the secrets of their hash unless there

@@ -33,6 +33,23 @@ pub fn down(pins: &Path) -> anyhow::Result<Vec<String>> {
     Ok(removed)
 }
 
+/// Takes away what this layout has pinned, unless something runs on it, and leaves other layouts alone: for a start that
+/// failed beside a datapath that goes on. Returns what was removed.
+///
+/// # Errors
+/// As [`down`].
+pub fn abandon(pins: &Path) -> anyhow::Result<Vec<String>> {
+    let all = Pins::new(pins);
+    if !pins.exists() || !pins::is_bpffs(pins)? || !all.links()?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let versions = all.versions()?;
+    if versions.len() == 1 {
+        return down(pins);
+    }
+    remove_version(&versions[0])
+}
+
 /// Does a controller work with these pins at the moment? [`down`] does not ask: it is also for the controller that hangs.
 pub fn in_use(pins: &Path) -> bool {
     pins.exists() && Pins::new(pins).lock().is_err()

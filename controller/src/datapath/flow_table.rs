@@ -69,7 +69,7 @@ impl Datapath {
 }
 
 impl FlowTable {
-    fn map(table: &Table, stride: usize, guests: GuestUses) -> anyhow::Result<Self> {
+    pub(super) fn map(table: &Table, stride: usize, guests: GuestUses) -> anyhow::Result<Self> {
         let slots = table.shape.max_entries * BUCKET_SLOTS as u32;
         Ok(Self { mapping: Mapping::new(table)?, slots, stride, ended: AtomicU32::new(0), guests })
     }
@@ -98,6 +98,13 @@ impl FlowTable {
     /// Bucket `index` of the table for IPv4; `None` if there is no such bucket. As for [`FlowTable::slot`].
     pub fn bucket(&self, index: u32) -> Option<*mut Bucket> {
         assert!(!self.is_v6());
+        let first = index.checked_mul(BUCKET_SLOTS as u32).filter(|&first| first < self.slots)?;
+        Some(self.slot(first).cast())
+    }
+
+    /// The same of the table for IPv6.
+    pub fn bucket6(&self, index: u32) -> Option<*mut Bucket6> {
+        assert!(self.is_v6());
         let first = index.checked_mul(BUCKET_SLOTS as u32).filter(|&first| first < self.slots)?;
         Some(self.slot(first).cast())
     }

@@ -41,10 +41,20 @@ impl GuestUses {
         Ok(Self(Mapping::new(table)?))
     }
 
+    /// Counts of nobody's, for tables in which guests' flows were not counted.
+    pub(super) fn detached() -> anyhow::Result<Self> {
+        Ok(Self(Mapping::detached(NEXT_HOP_SLOTS as usize * size_of::<GuestFlows>())?))
+    }
+
     fn at(&self, hop: u16) -> *mut GuestFlows {
         let hop = u32::from(hop) % NEXT_HOP_SLOTS;
         // SAFETY: the mapping holds an element for each next hop.
         unsafe { self.0.as_ptr().cast::<GuestFlows>().add(hop as usize) }
+    }
+
+    /// The element of this next hop, in memory that the kernel writes too: by the rules of [`portcullis_common::quota`].
+    pub fn element(&self, hop: u32) -> Option<*mut GuestFlows> {
+        u16::try_from(hop).ok().filter(|&hop| u32::from(hop) < NEXT_HOP_SLOTS).map(|hop| self.at(hop))
     }
 
     fn held(&self, hop: u16) -> &AtomicU64 {

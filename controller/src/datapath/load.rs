@@ -18,6 +18,7 @@ use portcullis_common::quota::PLACE_SLOTS;
 
 use super::control::ControlWord;
 use super::kernel_types::Namespace;
+use super::migrate::{Found, Old};
 use super::object::{self, GENERATION, PINNED, SIZED, STAGED, Shapes};
 use super::pins::{self, Pins};
 use super::sys;
@@ -33,6 +34,8 @@ pub struct LoadOptions {
     pub flow_buckets6: u32,
     /// What the programs themselves log; off costs nothing, anything else costs every packet.
     pub log_level: log::LevelFilter,
+    /// Tables of another layout are thrown away instead of being copied, or the start refused.
+    pub reset: bool,
 }
 
 /// A place in the ring of half-open flows has 28 bits for a slot.
@@ -52,7 +55,7 @@ impl LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { flow_buckets: 1 << 16, flow_buckets6: 1 << 12, log_level: log::LevelFilter::Off }
+        Self { flow_buckets: 1 << 16, flow_buckets6: 1 << 12, log_level: log::LevelFilter::Off, reset: false }
     }
 }
 
@@ -96,7 +99,9 @@ pub struct Datapath {
     pub(super) pages_in_force: Option<Table>,
     /// Something attached may call into them.
     pub(super) stages_in_use: bool,
-    adopted: bool,
+    pub(super) adopted: bool,
+    /// Tables of another layout whose flows are on their way here.
+    pub(super) old: Option<Box<Old>>,
     notes: Vec<String>,
     _lock: Flock<File>,
 }
@@ -113,10 +118,43 @@ impl Datapath {
         pins.prepare()?;
         let lock = pins.lock()?;
         let fresh = pins::names(&pins.maps_dir())?.is_empty();
-        Self::load(&pins, options, lock, !fresh).inspect_err(|_| {
-            if fresh && let Err(error) = super::down::down(pins.root()) {
+        let load = || {
+            let (old, note) = Self::other_layout(&pins, options)?;
+            let mut datapath = Self::load(&pins, options, lock, !fresh)?;
+            datapath.notes.extend(note);
+            if let Some(old) = old {
+                datapath.adopted = true;
+                datapath.begin_migration(old)?;
+            }
+            Ok(datapath)
+        };
+        load().inspect_err(|_| {
+            // Only what is of this layout: another's programs may be running.
+            if fresh && let Err(error) = super::down::abandon(pins.root()) {
                 log::warn!("removing what was made before the error: {error:#}");
             }
+        })
+    }
+
+    /// The tables of another layout that are to be migrated, or what is said about their being thrown away.
+    fn other_layout(
+        pins: &Pins,
+        options: &LoadOptions,
+    ) -> anyhow::Result<(Option<Box<Old>>, Option<String>)> {
+        Ok(match (Old::find(pins)?, options.reset) {
+            (Found::Nothing, _) => (None, None),
+            (Found::Readable(old), false) => (Some(old), None),
+            (Found::Readable(old), true) => {
+                let note = format!("told to reset: the {} live flows of another layout are lost", old.live());
+                (None, Some(note))
+            }
+            (Found::Unreadable(error), true) => {
+                (None, Some(format!("told to reset: the live flows of another layout are lost ({error:#})")))
+            }
+            (Found::Unreadable(error), false) => bail!(
+                "{error:#}; what runs goes on as it is. Either run a build that knows it, or start this one with \
+                 `--reset`, which throws every live flow away"
+            ),
         })
     }
 
@@ -172,6 +210,7 @@ impl Datapath {
             pages_in_force: None,
             stages_in_use: false,
             adopted,
+            old: None,
             notes,
             _lock: lock,
         })
@@ -187,7 +226,7 @@ impl Datapath {
         self.control.read().seed
     }
 
-    /// Were there tables of an earlier controller?
+    /// Were there tables of an earlier controller, of this layout or of one that was migrated?
     pub fn adopted(&self) -> bool {
         self.adopted
     }

@@ -54,7 +54,7 @@ pub(super) const SIZED: [&str; 4] = ["FLOWS", "FLOWS6", "HALF_OPEN", "HALF_OPEN6
 pub(super) const STAGED: [(&str, &str); 2] = [("xdp", "STAGES_XDP"), ("tc", "STAGES_TC")];
 
 /// Stage programs (`pc_<hook>_<name>`) and their places in the program array.
-const STAGES: [(&str, u32); 13] = [
+const STAGES: [(&str, u32); 15] = [
     ("classify", 1),
     ("claim", 2),
     ("icmp", 3),
@@ -68,6 +68,8 @@ const STAGES: [(&str, u32); 13] = [
     ("refuse6", 11),
     ("icmp6", 13),
     ("relieve", 14),
+    ("adopt", 20),
+    ("adopt6", 21),
 ];
 
 /// The same of one hook: under TC packets may come back in.

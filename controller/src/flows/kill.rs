@@ -55,6 +55,9 @@ pub fn kill(shared: &Shared, selection: &Selection) -> Result<Ended, Failure> {
     let in_force = shared.in_force();
     let wanted = Wanted::read(selection)?;
     let hops = selection.guest.as_deref().map(|name| hops_of(&in_force, name)).transpose()?;
+    if !selection.dry_run {
+        shared.end_grace("flows were ended by hand");
+    }
     let now = now_tick();
     let mut ended = Vec::new();
     let mut count = 0;
@@ -79,6 +82,7 @@ pub fn kill(shared: &Shared, selection: &Selection) -> Result<Ended, Failure> {
 pub fn flush(shared: &Shared, guest: Option<&str>) -> Result<Ended, Failure> {
     let in_force = shared.in_force();
     let hops = guest.map(|name| hops_of(&in_force, name)).transpose()?;
+    shared.end_grace("flows were ended by hand");
     let [flows, mappings] = flush_tables(shared.flow_tables(), hops.as_ref());
     log::info!("{flows} flows and {mappings} mappings ended by `flows flush`");
     Ok(Ended { flows_ended: flows, mappings_ended: mappings, dry_run: false, flows: Vec::new() })

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use portcullis_common::Reason;
 use portcullis_common::clock::passed;
 use portcullis_common::layout::{
     HOP_FLAG_PINNED, HOP_FLAG_RESOLVED, HOP_FLAG_XDP, HOP_GUEST, HOP_HOST, HOP_WORLD, HalfRecord,
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::time::{rfc3339, seconds};
 use crate::api::Failure;
 use crate::compile::Registry;
-use crate::daemon::{InForce, Shared};
+use crate::daemon::{Before, InForce, Shared};
 use crate::datapath::{FlowTable, GuestUse, GuestUses, HookState, ProgramInfo, address6, now_tick};
 use crate::flows::{ReaperReport, address, live};
 use crate::hosts::{DeviceChoice, DeviceRole, firewalls};
@@ -41,6 +42,9 @@ pub struct Status {
     pub applied_at: String,
     /// Did this daemon take over a datapath that was running?
     pub adopted: bool,
+    /// Flows that are older than the tables.
+    #[serde(default)]
+    pub older: Older,
     /// Why the last change did not come into force; `null` when all is well.
     pub last_error: Option<LastError>,
     pub devices: Vec<Device>,
@@ -69,6 +73,18 @@ pub struct Status {
     pub memory: Memory,
     /// The programs of this daemon's load.
     pub programs: Vec<Program>,
+}
+
+/// Flows that are older than the tables.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Older {
+    #[serde(flatten)]
+    pub before: Before,
+    /// Connections adopted since the tables were made.
+    pub adopted: u64,
+    /// For how long connections are still adopted.
+    pub grace_seconds: f64,
 }
 
 /// What went wrong last.
@@ -206,6 +222,11 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
     let now = now_tick();
     let datapath = shared.datapath();
     let (hooks, programs, hops) = (datapath.hooks()?, datapath.program_info()?, datapath.next_hops()?);
+    let older = Older {
+        before: shared.before.clone(),
+        adopted: datapath.reasons()?.get(Reason::Adopted as usize).map_or(0, |count| count.packets),
+        grace_seconds: seconds(datapath.adopts_for()),
+    };
     let (routes, lost, generation) = (datapath.routes()?.len(), datapath.lost()?, datapath.generation());
     drop(datapath);
     let [flows, flows_v6] = shared.flow_tables().map(|table| flow_use(table, now));
@@ -221,6 +242,7 @@ pub fn status(shared: &Shared) -> Result<Status, Failure> {
         generation,
         applied_at: rfc3339(in_force.applied_at),
         adopted: shared.adopted,
+        older,
         last_error: trouble.map(|trouble| LastError {
             at: rfc3339(trouble.at),
             message: trouble.message,

@@ -53,6 +53,12 @@ impl Status {
                 bytes(self.memory.resident_bytes)
             ),
         );
+        if let Some(taken) = &self.older.before.taken_over {
+            line("first start", format!("{taken}; {} adopted", self.older.adopted));
+        }
+        if let Some(migrated) = &self.older.before.migrated {
+            line("upgrade", migrated.to_string());
+        }
         let lost: u64 = self.lost.iter().map(|lost| lost.packets).sum();
         line("lost", format!("{lost} packets by the kernel after a redirect"));
         for firewall in &self.firewalls {
@@ -172,6 +178,7 @@ mod tests {
             generation: 3,
             applied_at: "2026-11-22T05:33:50Z".into(),
             adopted: false,
+            older: Older::default(),
             last_error: Some(LastError { at: "now".into(), message: "it is broken".into(), details: None }),
             devices: vec![Device {
                 name: "pc-vm1".into(),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::diagnostics::Problems;
 use super::fields::Fields;
 use super::interfaces::HOOKS;
-use super::network::{FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink, flows_per_guest};
+use super::network::{Adoption, FlowTable, HostAccess, Timeouts, TransportProtocol, Uplink, flows_per_guest};
 use super::register::Register;
 use super::source::{Span, Text};
 use super::tree::Node;
@@ -13,6 +13,9 @@ use super::{ports, prefixes, shape};
 
 /// A day: longer idle timers only fill the table with the dead. RFC 5382 asks for 7,440 seconds.
 const MAX_SECONDS: u32 = 86_400;
+
+/// An hour: what has been silent for longer has other troubles, and a door that opens from the middle is not left open.
+const MAX_GRACE: u32 = 3600;
 
 /// Below the first the table is of no use, above the second its index no longer fits a half-record.
 const FLOWS: std::ops::RangeInclusive<u32> = 1024..=4_194_304;
@@ -110,6 +113,16 @@ pub fn read_timeouts(node: Option<&Node<'_>>, default: Timeouts, problems: &mut 
         icmp: seconds("icmpSeconds", default.icmp),
         other: seconds("otherSeconds", default.other),
     }
+}
+
+/// Reads `adoption`.
+pub fn read_adoption(node: Option<&Node<'_>>, problems: &mut Problems) -> Adoption {
+    let default = Adoption::default();
+    let Some(fields) = node.and_then(|node| Fields::open(node, &shape::ADOPTION, problems)) else {
+        return default;
+    };
+    let seconds = fields.number("graceSeconds", 0, MAX_GRACE, problems);
+    Adoption { grace_seconds: seconds.map_or(default.grace_seconds, |seconds| seconds.value) }
 }
 
 /// Reads `flowTable`.

@@ -195,6 +195,7 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
     let (snat, default_timeouts, rfc) = snat::read(fields.node("snat"), problems);
     let timeouts = host::read_timeouts(fields.node("timeouts"), default_timeouts, problems);
     let flow_table = host::read_flow_table(fields.node("flowTable"), problems);
+    let adoption = host::read_adoption(fields.node("adoption"), problems);
 
     let no_interface = match fields.node("networkInterfaces").map(|node| &node.value) {
         None => true,
@@ -275,6 +276,7 @@ fn build(root: &Node<'_>, source: &Source, problems: &mut Problems) -> Option<(N
         host_access,
         timeouts,
         flow_table,
+        adoption,
     };
     if faultless {
         default_outbound::check(&network, default_outbound_key, problems);

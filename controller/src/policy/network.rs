@@ -35,6 +35,7 @@ pub struct Network {
     pub host_access: HostAccess,
     pub timeouts: Timeouts,
     pub flow_table: FlowTable,
+    pub adoption: Adoption,
 }
 
 /// An address space; its position + 1 in `Network::virtual_networks` is *not* its network id, `id` is.
@@ -617,6 +618,20 @@ impl Default for FlowTable {
             max_flows_per_guest: flows_per_guest(max_flows),
             max_flows_per_guest_v6: flows_per_guest(max_flows_v6),
         }
+    }
+}
+
+/// What becomes of connections that are older than the first start (ADR 0011).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adoption {
+    /// For so long TCP connections that need no translation of ports are adopted, and guests told by a RST that others are
+    /// gone. 0: neither, and nothing is taken over from conntrack.
+    pub grace_seconds: u32,
+}
+
+impl Default for Adoption {
+    fn default() -> Self {
+        Self { grace_seconds: 300 }
     }
 }
 

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::schema_balancers::LoadBalancer;
 use super::schema_edge::{
-    DefaultOutbound, FlowTable, HostAccess, PublicIPAddress, PublicIPPrefix, Snat, Timeouts, Uplink,
+    Adoption, DefaultOutbound, FlowTable, HostAccess, PublicIPAddress, PublicIPPrefix, Snat, Timeouts, Uplink,
 };
 use super::schema_rules::{
     ApplicationSecurityGroup, Limits, NetworkSecurityGroup, PlatformRules, PlatformService, ServiceTags,
@@ -101,6 +101,8 @@ struct Policy {
     timeouts: Option<Timeouts>,
     /// Size of the table of flows.
     flow_table: Option<FlowTable>,
+    /// What becomes of connections that are older than the first start.
+    adoption: Option<Adoption>,
     /// Sets of ip configurations that rules name instead of addresses.
     application_security_groups: Option<Vec<ApplicationSecurityGroup>>,
     /// Names for sets of prefixes, besides the built-in VirtualNetwork, Internet, AzureLoadBalancer and AzurePlatform tags.

@@ -159,3 +159,13 @@ pub struct FlowTable {
     #[schemars(rename = "maxFlowsPerGuestIPv6", range(min = 16, max = 4_194_304))]
     max_flows_per_guest_ipv6: Option<u32>,
 }
+
+/// What becomes of connections that are older than the first start.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Adoption {
+    /// Seconds after the first start, 0 to 3600, for which TCP connections that need no translation of ports are adopted, and
+    /// guests are told by a RST that others are gone; default 300. 0: neither, and nothing is taken over from conntrack.
+    #[schemars(range(min = 0, max = 3600))]
+    grace_seconds: Option<u32>,
+}

@@ -29,6 +29,7 @@ pub const POLICY: Shape = Shape {
         "hostAccess",
         "timeouts",
         "flowTable",
+        "adoption",
         "applicationSecurityGroups",
         "serviceTags",
         "routeTables",
@@ -360,6 +361,9 @@ pub const FLOW_TABLE: Shape = Shape {
     required: &[],
 };
 
+pub const ADOPTION: Shape =
+    Shape { schema: "Adoption", what: "adoption", fields: &["graceSeconds"], required: &[] };
+
 /// All shapes, for the test that compares them with the JSON Schema.
 #[cfg(test)]
 pub const ALL: &[&Shape] = &[
@@ -396,6 +400,7 @@ pub const ALL: &[&Shape] = &[
     &HOST_SERVICE,
     &TIMEOUTS,
     &FLOW_TABLE,
+    &ADOPTION,
 ];
 
 /// Fields that Azure has and Portcullis does not yet, or does not have; the reader says so instead of "unknown".

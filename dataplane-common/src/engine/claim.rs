@@ -1,7 +1,8 @@
 //! Third stage: the way out, the claim of a port, both halves of the flow, and the first packet on its way.
 
 use super::{
-    Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, forward, fragments, mapping, refuse,
+    Context, NO_SLOT, Side, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, adopt, forward, fragments, mapping,
+    refuse,
 };
 use crate::classify::{entry, header};
 use crate::env::{Env, Refusal};
@@ -34,6 +35,9 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
         fragments::opened(env, ctx);
         return forward::allowed_again::<F, P, E>(packet, env, ctx, control);
     }
+    if adopt::migrating(control) {
+        return super::drop(env, ctx, Reason::NoFlow);
+    }
     open::<F, P, E>(packet, env, ctx, control)
 }
 
@@ -64,7 +68,8 @@ fn open<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context, co
     };
     let Err(reason) = made else {
         fragments::opened(env, ctx);
-        return forward::send::<F, P, E>(packet, env, ctx, Reason::NewFlow);
+        let reason = if ctx.adopt == 0 { Reason::NewFlow } else { Reason::Adopted };
+        return forward::send::<F, P, E>(packet, env, ctx, reason);
     };
     quota::forgo(env, ctx);
     if reason == Reason::SnatExhausted || reason == Reason::SnatRefused {
@@ -340,13 +345,17 @@ fn publish<F: Family, E: Env>(
 ) {
     let flags = flags | ctx.flow_flags;
     let generation = flow::common_generation(forward, reverse);
-    let (tcp, span, expected) = if ctx.key.protocol == TCP {
+    let (tcp, span, expected) = if ctx.adopt != 0 {
+        // Where the receiver is will be known when it speaks.
+        (tcp_state::OPENED | tcp_state::ANSWERED, forward::idle(settings, ctx.idle_class), 0)
+    } else if ctx.key.protocol == TCP {
         (tcp_state::OPENED, settings.tcp_half_open, tcp_state::named(ctx.tcp_end).to_be())
     } else {
         (0, forward::idle(settings, ctx.idle_class), 0)
     };
     let deadline = ctx.now.wrapping_add(span);
     let rule = stamped(ctx, settings);
+    let opened_back = if ctx.adopt == adopt::RECEIVER { FLAG_FORWARD } else { 0 };
     let there = Body {
         peer: reverse.index(),
         deadline,
@@ -356,7 +365,7 @@ fn publish<F: Family, E: Env>(
         new_source_port: ctx.new.source_port,
         new_destination_port: ctx.new.destination_port,
         rule,
-        ack: 0,
+        ack: if ctx.adopt != 0 { ctx.tcp_ack } else { 0 },
     };
     let back = Body {
         peer: forward.index(),
@@ -373,7 +382,7 @@ fn publish<F: Family, E: Env>(
         env,
         reverse,
         &back,
-        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags),
+        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | opened_back),
         F::destination(ctx),
         F::source(ctx),
     );
@@ -381,7 +390,7 @@ fn publish<F: Family, E: Env>(
         env,
         forward,
         &there,
-        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | FLAG_FORWARD),
+        Ctl::new(generation, LIVE, tcp, ctx.idle_class, flags | (opened_back ^ FLAG_FORWARD)),
         F::new_source(ctx),
         F::new_destination(ctx),
     );

@@ -1,7 +1,7 @@
 //! Second stage: who sends, who receives, and do the rules let it pass? Always on the private addresses.
 
 use super::{
-    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_PLATFORM, WAY_SNAT, balance, drop,
+    Context, Ended, NO_SLOT, NOBODY, Side, Verdict, WAY_DIRECT, WAY_PLATFORM, WAY_SNAT, adopt, balance, drop,
     forward, groups, mapping, owner, pass, refuse,
 };
 use crate::classify::{self, entry, header};
@@ -49,6 +49,7 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
     ctx.flow_flags = 0;
     (ctx.relief.over, ctx.relief.place) = (0, 0);
     ctx.mapped = 0;
+    ctx.adopt = adopt::candidate(ctx, control);
     F::keep(ctx);
     if ctx.again != NO_SLOT {
         // A live flow's packet: that it opens nothing is no objection.
@@ -72,6 +73,10 @@ pub fn run<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Verdict {
         Err(reason) => {
             if ctx.again != NO_SLOT {
                 flow::end::<F, E>(env, ctx.again, ctx.again_generation, ctx.now);
+            }
+            if adopt::another_look(ctx, reason) {
+                ctx.refused = reason as u8;
+                return Verdict::Next(F::ADOPT);
             }
             refuse::or_drop::<F, E>(env, ctx, settings, reason)
         }
@@ -108,7 +113,7 @@ fn from_guest<F: Family, E: Env>(
         // The platform rules must say yes too (`groups`): they know the service.
         ctx.egress = NEXT_HOP_HOST;
         ctx.way = WAY_PLATFORM;
-        return opens(ctx);
+        return opens_anew(ctx);
     }
     if !F::V6 && (ctx.key.destination == METADATA || ctx.key.destination == PLATFORM) {
         return Err(Reason::PlatformAddress.into());
@@ -130,11 +135,11 @@ fn from_guest<F: Family, E: Env>(
         if inside && argument != network as u32 {
             return Err(Reason::NoGuest.into());
         }
-        if !host_access(ctx, settings) {
-            return Err(Reason::HostAccess.into());
-        }
         ctx.egress = NEXT_HOP_HOST;
         ctx.way = WAY_DIRECT;
+        if !host_access(ctx, settings, ctx.key.destination_port) {
+            return Err(Reason::HostAccess.into());
+        }
         return opens(ctx);
     }
     opens(ctx)?;
@@ -152,22 +157,33 @@ fn from_guest<F: Family, E: Env>(
         AT_INSTANCE | AT_FRONTEND => ctx.egress = NEXT_HOP_LOOP,
         _ => return Err(Reason::NoListener.into()),
     }
+    // SAFETY: `entry` points into a page.
+    if unsafe { (*endpoint).instance } == 0 {
+        // By a port, and which one only the table knew that is not here.
+        opens_anew(ctx)?;
+    }
     // Decided in the claim stage, after the groups: what is denied is not asked for a way out.
     ctx.way = WAY_SNAT;
     Ok(())
 }
 
-/// Only what opens a conversation makes a flow.
+/// Only what opens a conversation makes a flow, or belongs to one that may be adopted.
 #[inline(always)]
 fn opens(ctx: &Context) -> Result<(), Ended> {
+    if ctx.adopt != 0 { Ok(()) } else { opens_anew(ctx) }
+}
+
+/// Only what opens a conversation, where a port has to be chosen for it.
+#[inline(always)]
+fn opens_anew(ctx: &Context) -> Result<(), Ended> {
     if ctx.shape & SHAPE_OPENS == 0 { Err(Reason::NoFlow.into()) } else { Ok(()) }
 }
 
-/// Does `hostAccess` open this? DNS and echo by their own switches, the rest by the list.
+/// Does `hostAccess` open this port (network order)? DNS and echo by their own switches, the rest by the list.
 #[inline(always)]
-fn host_access(ctx: &Context, settings: &Settings) -> bool {
+pub(super) fn host_access(ctx: &Context, settings: &Settings, port: u16) -> bool {
     let protocol = ctx.key.protocol;
-    let port = u16::from_be(ctx.key.destination_port);
+    let port = u16::from_be(port);
     if protocol == ICMP || protocol == ICMPV6 {
         return ctx.key.kind != KIND_PORTLESS && settings.host_access & HOST_ECHO != 0;
     }
@@ -218,7 +234,7 @@ fn from_uplink<F: Family, E: Env>(
             let port = ctx.key.destination_port;
             let listener = F::listener(env, ctx.generation, destination, port, ctx.key.protocol);
             if listener >> 24 == AT_LISTENER {
-                opens(ctx)?;
+                opens_anew(ctx)?;
                 return balance::choose::<F, E>(env, ctx, control, head, listener & 0xff_ffff)
                     .map_err(Ended::Drop);
             }
@@ -342,6 +358,14 @@ fn from_host<F: Family, E: Env>(env: &E, ctx: &mut Context) -> Result<(), Ended>
         return Err(Reason::NoGuest.into());
     }
     opens(ctx)?;
+    if ctx.adopt != 0 {
+        // What the host forwards for others, perhaps through a NAT of its own, is no connection of the host's.
+        let own =
+            |network| F::endpoint(env, ctx.generation, network, F::source(ctx)) >> 24 & !AT_PROXY == AT_HOST;
+        if !own(ctx.key.network) && !own(WORLD) {
+            return Err(Reason::NoFlow.into());
+        }
+    }
     ctx.to = at & 0xff_ffff;
     ctx.ingress = NEXT_HOP_HOST;
     ctx.way = WAY_DIRECT;

@@ -3,6 +3,7 @@
 //! A stage is a function `(packet, env, context) -> Verdict`; [`Verdict::Next`] names the stage that goes on. In the
 //! kernel that is a tail call, on the host a loop ([`host`]).
 
+pub mod adopt;
 pub mod arp;
 pub mod balance;
 pub mod claim;
@@ -60,6 +61,9 @@ pub enum Stage {
     Icmp6 = 13,
     /// Room for a guest whose quota is used up: [`crate::quota::relieve`].
     Relieve = 14,
+    /// A segment in the middle of a connection that policy does not let its sender open: perhaps its receiver did.
+    Adopt = 20,
+    Adopt6 = 21,
 }
 
 /// Where the packet was met.
@@ -139,7 +143,9 @@ pub struct Context {
     pub grace_waived: u8,
     /// 1: the flow's public port is its inside socket's alone, a [`crate::layout::KIND_MAPPING`] pair stands behind it.
     pub mapped: u8,
-    pub pad: u8,
+    /// The flow to be made is older than the tables: 0 no, or who is taken to have opened it, `adopt::SENDER` or
+    /// `adopt::RECEIVER`.
+    pub adopt: u8,
     pub ttl: u8,
     /// Idle class of the flow to be made.
     pub idle_class: u8,
@@ -323,5 +329,7 @@ pub fn run<P: Packet, E: Env>(stage: Stage, packet: &P, env: &E, ctx: &mut Conte
         Stage::Nd => nd::run(packet, env, ctx),
         Stage::Relieve => quota::relieve(env, ctx),
         Stage::Claim6 => claim::run::<V6, P, E>(packet, env, ctx),
+        Stage::Adopt => adopt::run::<V4, P, E>(packet, env, ctx),
+        Stage::Adopt6 => adopt::run::<V6, P, E>(packet, env, ctx),
     }
 }

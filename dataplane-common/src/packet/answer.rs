@@ -37,9 +37,44 @@ pub fn reset<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
     tcp.sequence = 0;
     tcp.acknowledgement = acknowledged;
     tcp.flags = RST | ACK;
+    if !exchange_addresses::<F>(packet, l3) || !turn_round(packet, ctx) {
+        return false;
+    }
+    packet.update_l4_checksum(l4 + TCP_CHECKSUM, 0, change, false);
+    true
+}
+
+/// Makes a RST of a segment in the middle of a connection, with the sequence number its sender acknowledges: the one that is
+/// believed (RFC 9293 §3.10.7.1, RFC 5961 §3.2). What it carries goes back with it, and means nothing in a RST.
+#[inline(always)]
+pub fn reset_established<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
+    let (l3, l4) = (l3_offset(ctx), l4_offset(ctx));
+    let Some(tcp) = at::<Tcp>(packet, l4) else { return false };
+    // SAFETY: `at` checked the bounds; packed structs have no alignment.
+    let tcp = unsafe { &mut *tcp };
+    let (sequence, acknowledgement) = (tcp.sequence, tcp.acknowledgement);
+    let before = u16::from_ne_bytes([tcp.offset, tcp.flags]);
+    let after = u16::from_ne_bytes([tcp.offset, RST]);
+    let mut change = checksum::difference(sequence, acknowledgement);
+    change = checksum::add(change, checksum::difference(acknowledgement, 0));
+    change = checksum::add(change, checksum::difference16(before, after));
+    (tcp.source, tcp.destination) = (tcp.destination, tcp.source);
+    tcp.sequence = acknowledgement;
+    tcp.acknowledgement = 0;
+    tcp.flags = RST;
+    if !exchange_addresses::<F>(packet, l3) || !turn_round(packet, ctx) {
+        return false;
+    }
+    packet.update_l4_checksum(l4 + TCP_CHECKSUM, 0, change, false);
+    true
+}
+
+/// The packet goes from its receiver to its sender, which no checksum notices.
+#[inline(always)]
+fn exchange_addresses<F: Family>(packet: &impl Packet, l3: usize) -> bool {
     if F::V6 {
         let Some(ip) = at::<Ipv6>(packet, l3) else { return false };
-        // SAFETY: as above.
+        // SAFETY: `at` checked the bounds; packed structs have no alignment.
         let ip = unsafe { &mut *ip };
         (ip.source, ip.destination) = (ip.destination, ip.source);
     } else {
@@ -48,10 +83,6 @@ pub fn reset<F: Family>(packet: &impl Packet, ctx: &Context) -> bool {
         let ip = unsafe { &mut *ip };
         (ip.source, ip.destination) = (ip.destination, ip.source);
     }
-    if !turn_round(packet, ctx) {
-        return false;
-    }
-    packet.update_l4_checksum(l4 + TCP_CHECKSUM, 0, change, false);
     true
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use portcullis_common::clock::ticks;
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
@@ -97,6 +98,10 @@ impl Backend for HostBackend {
         self.gateway.recompile(yaml)?;
         put_in_force(&mut self.env, &self.gateway);
         Ok(())
+    }
+    fn adopt_for(&mut self, seconds: u32) {
+        let until = self.env.now().wrapping_add(ticks(seconds));
+        self.env.control.start = if seconds == 0 { 0 } else { until };
     }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         Ok(self.env.counters().into_iter().collect())

@@ -120,6 +120,9 @@ impl Backend for KernelBackend {
         self.datapath.install(&self.gateway.image())?;
         Ok(())
     }
+    fn adopt_for(&mut self, seconds: u32) {
+        self.datapath.adopt_for(seconds);
+    }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         let counts = self.datapath.reasons()?;
         Ok(Reason::ALL

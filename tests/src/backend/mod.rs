@@ -62,6 +62,8 @@ pub trait Backend {
     }
     /// Puts another policy in force, as the next generation.
     fn change(&mut self, yaml: &str) -> anyhow::Result<()>;
+    /// As if the first start had been a moment ago, with a grace of so many seconds.
+    fn adopt_for(&mut self, seconds: u32);
     /// Counters that are not zero.
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
