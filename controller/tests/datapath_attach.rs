@@ -3,14 +3,21 @@
 mod datapath_image;
 mod datapath_support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use datapath_image::{guest, image, uplink};
 use datapath_support::{Place, frame, ifindex, in_a_place_of_its_own, run};
-use portcullis::datapath::{AttachPlan, Datapath, Hook, HookState, LoadOptions, TcBackend, down};
-use portcullis_common::layout::ABI;
+use portcullis::datapath::{
+    AttachPlan, Datapath, FlowTable, Hook, HookState, LoadOptions, TcBackend, Written, down, now_tick, whole,
+};
+use portcullis_common::flow::{Ctl, FLAG_FORWARD, FLAG_SNAT, LIVE};
+use portcullis_common::layout::{
+    ABI, FlowKey, HalfRecord, HalfRecord6, IDLE_TCP, KIND_FLOW, WORLD, hops, words6,
+};
+use portcullis_common::packet::headers::TCP;
+use portcullis_common::tcp_state::{ACKED_FORWARD, ANSWERED, FIN_FORWARD, OPENED};
 
 const SMALL: LoadOptions =
     LoadOptions { flow_buckets: 64, flow_buckets6: 64, log_level: log::LevelFilter::Off, reset: false };
@@ -342,12 +349,103 @@ fn down_detaches_what_a_killed_controller_left() {
     });
 }
 
+/// Both halves of a connection of the guest with next hop [`GUEST`] to a server, from this port.
+fn connection(v6: bool, port: u16, tcp: u8) -> [HalfRecord6; 2] {
+    let (guest, server, public) = ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]);
+    let half = |network, source: [u32; 4], source_port: u16, destination: [u32; 4], destination_port: u16| {
+        HalfRecord {
+            key: FlowKey {
+                source: source[3],
+                destination: destination[3],
+                source_port,
+                destination_port,
+                network,
+                protocol: TCP,
+                kind: KIND_FLOW,
+            },
+            deadline: now_tick() + 10_000,
+            rule: 77,
+            packets: 3,
+            bytes_low: 400,
+            ..HalfRecord::default()
+        }
+    };
+    let there = HalfRecord6 {
+        half: HalfRecord {
+            ctl: Ctl::new(0, LIVE, tcp, IDLE_TCP, FLAG_FORWARD | FLAG_SNAT).0,
+            hops: hops(9, GUEST),
+            new_source: public[3],
+            new_destination: server[3],
+            new_source_port: port + 1,
+            new_destination_port: 443,
+            ack: 1000u32.to_be(),
+            ..half(1, guest, port, server, 443)
+        },
+        source: guest,
+        destination: server,
+        new_source: public,
+        new_destination: server,
+    };
+    let back = HalfRecord6 {
+        half: HalfRecord {
+            ctl: Ctl::new(0, LIVE, tcp, IDLE_TCP, FLAG_SNAT).0,
+            hops: hops(GUEST, 9),
+            new_source: server[3],
+            new_destination: guest[3],
+            new_source_port: 443,
+            new_destination_port: port,
+            ack: 2000u32.to_be(),
+            ..half(WORLD, server, 443, public, port + 1)
+        },
+        source: server,
+        destination: public,
+        new_source: server,
+        new_destination: guest,
+    };
+    if v6 { [there, back] } else { [there, back].map(|record| whole(record.half)) }
+}
+
+const GUEST: u16 = 5;
+const ESTABLISHED: u8 = OPENED | ANSWERED;
+
+/// The connections in a table by port, both halves as [`connection`] makes them: without the slots they happen to have.
+fn connections(table: &FlowTable) -> BTreeMap<u16, [HalfRecord6; 2]> {
+    let records: BTreeMap<u32, HalfRecord> = table.iter().collect();
+    let whole_record = |index: u32, record: HalfRecord| {
+        let ctl = Ctl(record.ctl);
+        let half = HalfRecord {
+            ctl: Ctl::new(0, ctl.phase(), ctl.tcp(), ctl.idle(), ctl.flags()).0,
+            peer: 0,
+            ..record
+        };
+        let Some(addresses) = table.addresses6(index, &record) else { return whole(half) };
+        let [source, destination, new_source, new_destination] = addresses.map(|a| words6(a.octets()));
+        HalfRecord6 { half, source, destination, new_source, new_destination }
+    };
+    let forward = records.iter().filter(|(_, record)| Ctl(record.ctl).flags() & FLAG_FORWARD != 0);
+    forward
+        .map(|(&index, &record)| {
+            let peer = records[&record.peer];
+            assert_eq!(peer.peer, index, "the halves know each other");
+            assert_eq!(Ctl(peer.ctl).generation(), Ctl(record.ctl).generation());
+            (record.key.source_port, [whole_record(index, record), whole_record(record.peer, peer)])
+        })
+        .collect()
+}
+
 #[test]
 fn tables_of_another_layout_hand_their_hooks_over_and_their_flows() {
     in_a_place_of_its_own(|place| {
         let (_, _, plan) = devices(place, true);
         let mut datapath = open(place);
         datapath.attach(&plan).map(|a| datapath.commit(a)).expect("attaches").expect("commits");
+        let before = datapath.flow_writer().expect("maps");
+        let old_tables = [datapath.flow_table().expect("maps"), datapath.flow_table6().expect("maps")];
+        for v6 in [false, true] {
+            for (port, tcp) in [(1000, ESTABLISHED), (2000, ESTABLISHED | FIN_FORWARD)] {
+                assert_eq!(before.write(v6, &connection(v6, port, tcp), now_tick()), Written::New);
+            }
+        }
         drop(datapath);
         // As if the build before had had another layout. (bpffs renames no directories that it does not own: by hand.)
         let (old, new) = (place.pins().join(format!("v{ABI}")), place.pins().join("v3"));
@@ -360,9 +458,46 @@ fn tables_of_another_layout_hand_their_hooks_over_and_their_flows() {
         }
         let mut datapath = open(place);
         assert!(datapath.adopted() && datapath.is_migrating());
+        // The old programs are still at work: one more, and a packet of another.
+        for (v6, table) in [false, true].into_iter().zip(&old_tables) {
+            let one_more = connection(v6, 3000, ESTABLISHED);
+            assert_eq!(before.write(v6, &one_more, now_tick()), Written::New);
+            let (index, _) = table
+                .iter()
+                .find(|(_, record)| record.key.source_port == 1000)
+                .expect("the first connection is there");
+            // SAFETY: a slot of the table; words that are written whole.
+            unsafe {
+                (*table.slot(index)).ack = 1500u32.to_be();
+                (*table.slot(index)).deadline += 500;
+            }
+        }
         let attached = datapath.attach(&plan).expect("attaches");
         let migrated = datapath.finish_migration().expect("copies").expect("there was something");
-        assert_eq!((migrated.from, migrated.before, migrated.lost), (3, 0, 0));
+        assert_eq!((migrated.from, migrated.before, migrated.after, migrated.lost), (3, 4, 2, 0));
+        assert!(!datapath.is_migrating());
+        for (v6, table) in
+            [(false, datapath.flow_table().expect("maps")), (true, datapath.flow_table6().expect("maps"))]
+        {
+            let mut found = connections(&table);
+            assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1000, 2000, 3000], "IPv6: {v6}");
+            for (&port, halves) in &mut found {
+                // A FIN that layout 3 let pass is taken for acknowledged.
+                let tcp = if port == 2000 { ESTABLISHED | FIN_FORWARD | ACKED_FORWARD } else { ESTABLISHED };
+                let mut expected = connection(v6, port, tcp);
+                if port == 1000 {
+                    expected[0].half.ack = 1500u32.to_be();
+                    let later = halves[0].half.deadline - halves[1].half.deadline;
+                    assert!((499..=501).contains(&later), "IPv6: {v6}: {later} ticks later");
+                }
+                for (half, expected) in halves.iter_mut().zip(&expected) {
+                    half.half.deadline = expected.half.deadline;
+                    assert_eq!(half, expected, "IPv6: {v6}, {port}");
+                }
+            }
+        }
+        let held = datapath.guest_uses().expect("maps").read(GUEST).held;
+        assert_eq!(held, 6, "each counts for its guest");
         let replaced = attached.describe().iter().filter(|line| line.ends_with("program replaced")).count();
         assert_eq!(replaced, 5, "{:?}", attached.describe());
         datapath.commit(attached).expect("commits");
