@@ -9,7 +9,7 @@ use portcullis_common::classify::{entry, header};
 use portcullis_common::engine::host::HostEnv;
 use portcullis_common::engine::{
     Context, Hook, NO_SLOT, NOBODY, Side, Stage, Verdict, WAY_IN, WAY_INSTANCE_OUT, WAY_SNAT, forward,
-    groups, judge,
+    groups, judge, mapping,
 };
 use portcullis_common::env::Env as _;
 use portcullis_common::family::V4;
@@ -343,7 +343,7 @@ impl Takeover {
         if let Some(has) = self.mapped.get(&socket) {
             return *has == public;
         }
-        let deadline = forward::mapping_deadline(&self.settings, class, protocol, now);
+        let deadline = mapping::deadline(&self.settings, class, protocol, now);
         let half = HalfRecord { deadline, hops: there.hops, rule, ..HalfRecord::default() };
         let inside = HalfRecord {
             key: FlowKey { destination: 0, destination_port: 0, kind: KIND_MAPPING, ..key },

@@ -6,7 +6,7 @@
 use portcullis_common::engine::Context;
 use portcullis_common::env::{Budget, Env, Refusal, Step};
 use portcullis_common::family::{Family, V4, V6};
-use portcullis_common::flow::{self, Body, Ctl, LIVE, Taken};
+use portcullis_common::flow::{self, Body, Ctl, Grace, LIVE, Taken};
 use portcullis_common::layout::{
     Bucket, Bucket6, Control, Cursors, Device, FlowKey, FlowKey6, GuestFlows, HalfRecord, HalfRecord6,
     NextHop,
@@ -114,7 +114,7 @@ impl FlowWriter {
         let mut notes = 0;
         loop {
             // SAFETY: `notes` is ours.
-            let taken = unsafe { flow::insert::<F, Self>(self, &key, now, &raw mut notes) };
+            let taken = unsafe { flow::insert::<F, Self>(self, &key, now, Grace::Kept, &raw mut notes) };
             if taken != Taken::CONTENDED {
                 return taken;
             }
@@ -287,6 +287,8 @@ impl Env for FlowWriter {
     fn identification(&self) -> u16 {
         0
     }
+    fn extend_mapping(&self, _: &mut Context, _: u8) {}
+    fn extend_mapping6(&self, _: &mut Context, _: u8) {}
     fn tcp_turn(&self, _: &mut Context, _: u32, _: Ctl) {}
     fn tcp_turn6(&self, _: &mut Context, _: u32, _: Ctl) {}
     fn insert(&self, _: &mut Context) -> Taken {
