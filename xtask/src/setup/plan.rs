@@ -22,7 +22,7 @@ const BPF_LINKER: &str = "=0.13.0";
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// Programs the lab runs, and the Debian packages they come from.
-pub const TOOLS: [(&str, &str); 15] = [
+pub const TOOLS: [(&str, &str); 17] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bridge", "iproute2"),
@@ -36,6 +36,9 @@ pub const TOOLS: [(&str, &str); 15] = [
     ("sysctl", "procps"),
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
+    // A DHCP server and a client of it, neither of them a service.
+    ("dnsmasq", "dnsmasq-base"),
+    ("udhcpc", "udhcpc"),
     // A STUN server and who asks it how a NAT behaves (RFC 5780).
     ("turnserver", "coturn"),
     ("turnutils_natdiscovery", "coturn"),
