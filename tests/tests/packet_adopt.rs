@@ -129,6 +129,36 @@ fn within_the_grace_what_needs_no_port_goes_on_in_both_directions_and_anything_e
 }
 
 #[test]
+fn a_connection_of_the_hosts_to_its_guest_goes_on_whoever_speaks_first_and_one_it_does_not_serve_does_not() {
+    everywhere(|t| {
+        t.0.backend.adopt_for(300);
+        for (f, host) in Family::both().into_iter().zip(["10.0.1.1", "fd00:1:0:1::1"]) {
+            let host: IpAddr = host.parse().unwrap();
+            let passes = |t: &mut Table<'_>, name: &str, at: At, frame: &[u8], reason| {
+                assert_eq!(t.0.run(name, at, frame, reason, &[]).action, Action::Pass, "{name}");
+            };
+            for (port, host_first) in [(40_000, true), (40_001, false)] {
+                let (own, served) = (at(host, port), at(f.vm1, 22));
+                let there = segment((guest(1), false), TcpFlags::ACK, own, served, 64);
+                let back = segment((guest(1), true), TcpFlags::ACK, served, own, 64);
+                let (out, into) = (At::HostEgress("vm1"), At::Ingress("vm1"));
+                if host_first {
+                    passes(t, "the host", out, &there, Adopted);
+                    passes(t, "its guest", into, &back, ToHost);
+                } else {
+                    passes(t, "the guest, which may not open it", into, &back, Adopted);
+                    passes(t, "the host", out, &there, FromHost);
+                }
+            }
+            // What the host forwards for a stranger is none of its own.
+            let frame = segment((guest(1), false), TcpFlags::ACK, at(f.server, 443), at(f.vm1, 4000), 64);
+            let outcome = t.0.run("a stranger's", At::HostEgress("vm1"), &frame, NoFlow, &[]);
+            assert_eq!(outcome.action, Action::Drop);
+        }
+    });
+}
+
+#[test]
 fn without_a_grace_or_after_it_a_segment_without_a_flow_is_dropped_in_silence() {
     everywhere(|t| {
         for over in [false, true] {

@@ -5,12 +5,12 @@
 //! been the one, and the rules are asked the other way round. So nothing is let through that policy would not let be opened by
 //! one of the two. A guest whose connection cannot go on is told by a RST instead of silence.
 
-use super::{Context, NO_SLOT, Side, Verdict, drop, forward, groups, judge};
+use super::{Context, NO_SLOT, Side, Verdict, WAY_DIRECT, drop, forward, groups, judge};
 use crate::classify::header;
 use crate::clock::passed;
 use crate::env::{Budget, Env};
 use crate::family::Family;
-use crate::layout::{Control, START_MIGRATING, Settings};
+use crate::layout::{Control, NEXT_HOP_HOST, START_MIGRATING, Settings};
 use crate::packet::headers::{ACK, RST, SYN, TCP};
 use crate::packet::parse::SHAPE_FRAGMENT;
 use crate::packet::{Packet, answer};
@@ -59,6 +59,11 @@ pub fn run<F: Family, P: Packet, E: Env>(packet: &P, env: &E, ctx: &mut Context)
     let Some(control) = env.control() else { return drop(env, ctx, Reason::Internal) };
     // SAFETY: the control element lives as long as the map.
     let settings = forward::settings(unsafe { &*control }, ctx.generation);
+    if ctx.refused == Reason::HostAccess as u8 {
+        // Refused before its way was noted.
+        ctx.egress = NEXT_HOP_HOST;
+        ctx.way = WAY_DIRECT;
+    }
     if ctx.refused != Reason::NoFlow as u8 && opened_by_receiver::<F, E>(env, ctx, settings) {
         ctx.adopt = RECEIVER;
         return Verdict::Next(F::CLAIM);

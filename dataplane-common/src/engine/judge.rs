@@ -135,11 +135,11 @@ fn from_guest<F: Family, E: Env>(
         if inside && argument != network as u32 {
             return Err(Reason::NoGuest.into());
         }
-        ctx.egress = NEXT_HOP_HOST;
-        ctx.way = WAY_DIRECT;
         if !host_access(ctx, settings, ctx.key.destination_port) {
             return Err(Reason::HostAccess.into());
         }
+        ctx.egress = NEXT_HOP_HOST;
+        ctx.way = WAY_DIRECT;
         return opens(ctx);
     }
     opens(ctx)?;
