@@ -226,8 +226,8 @@ fn search(options: &Options, stage: &mut Stage, plan: &Plan, most: u64) -> anyho
     Ok(low - low / 20)
 }
 
-/// Sends the first packet of each live flow, or its next. A flow that has died just now refuses packets for a fifth of a
-/// second (`contended`), as its slot's last life may still be under way somewhere; then they are all sent again.
+/// Sends the first packet of each live flow, or its next. The port of a flow that has died just now is nobody's for a fifth of a
+/// second; where that leaves too few, they are all sent again.
 fn open(stage: &mut Stage, plan: &Plan) -> anyhow::Result<()> {
     let length = Duration::from_secs_f64(f64::from(plan.live) / plan.opening as f64);
     let mut fault = None;
