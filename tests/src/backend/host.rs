@@ -1,6 +1,7 @@
 //! The engine in plain memory.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis_common::clock::ticks;
@@ -9,7 +10,7 @@ use portcullis_common::engine::{Hook, Verdict};
 use portcullis_common::env::Env as _;
 use portcullis_common::flow::{Ctl, LIVE};
 use portcullis_common::layout::HalfRecord;
-use portcullis_common::{GuestFlows, Reason};
+use portcullis_common::{GuestFlows, NextHop, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 
@@ -102,6 +103,19 @@ impl Backend for HostBackend {
     fn adopt_for(&mut self, seconds: u32) {
         let until = self.env.now().wrapping_add(ticks(seconds));
         self.env.control.start = if seconds == 0 { 0 } else { until };
+    }
+    fn set_world(&mut self, change: &dyn Fn(&mut NextHop)) -> anyhow::Result<()> {
+        let mut hop = self.gateway.world();
+        change(&mut hop);
+        self.env.set_next_hop(self.gateway.world_hop, hop);
+        Ok(())
+    }
+    fn cut_off(&mut self, destination: IpAddr) -> anyhow::Result<()> {
+        match destination {
+            IpAddr::V4(address) => self.env.routes.insert4(32, address.octets(), 0),
+            IpAddr::V6(address) => self.env.routes6.insert6(128, address.octets(), 0),
+        }
+        Ok(())
     }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         Ok(self.env.counters().into_iter().collect())

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use portcullis::datapath::{Datapath, LoadOptions, Route, now_tick};
 use portcullis_common::engine::Hook;
 use portcullis_common::layout::HalfRecord;
-use portcullis_common::{GuestFlows, Reason};
+use portcullis_common::{GuestFlows, NextHop, Reason};
 
 use super::{Action, At, Backend, Gateway, Outcome};
 use crate::lab::{BpfFs, Namespace};
@@ -122,6 +122,15 @@ impl Backend for KernelBackend {
     }
     fn adopt_for(&mut self, seconds: u32) {
         self.datapath.adopt_for(seconds);
+    }
+    fn set_world(&mut self, change: &dyn Fn(&mut NextHop)) -> anyhow::Result<()> {
+        let mut hop = self.gateway.world();
+        change(&mut hop);
+        self.datapath.set_next_hop(self.gateway.world_hop, &hop)
+    }
+    fn cut_off(&mut self, destination: IpAddr) -> anyhow::Result<()> {
+        let prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+        self.datapath.set_route(&Route { destination, prefix_length, next_hop: 0 })
     }
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>> {
         let counts = self.datapath.reasons()?;

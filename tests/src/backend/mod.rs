@@ -5,6 +5,7 @@ mod host;
 mod kernel;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::Context as _;
 use portcullis::compile::{self, Compiled, DeviceFacts, HostFacts, Ownership, Registry};
@@ -64,6 +65,10 @@ pub trait Backend {
     fn change(&mut self, yaml: &str) -> anyhow::Result<()>;
     /// As if the first start had been a moment ago, with a grace of so many seconds.
     fn adopt_for(&mut self, seconds: u32);
+    /// Changes the next hop towards the world.
+    fn set_world(&mut self, change: &dyn Fn(&mut NextHop)) -> anyhow::Result<()>;
+    /// Makes a hole in the routes: what goes to this address has no way out.
+    fn cut_off(&mut self, destination: IpAddr) -> anyhow::Result<()>;
     /// Counters that are not zero.
     fn counters(&self) -> anyhow::Result<BTreeMap<Reason, u64>>;
     /// Hits of rules that are not zero, by the rule's key (`web/Inbound/securityRules/AllowSsh`).
@@ -204,6 +209,12 @@ impl Gateway {
             },
         ));
         hops
+    }
+
+    /// The next hop towards the world, resolved.
+    fn world(&self) -> NextHop {
+        let mut hops = self.next_hops().into_iter();
+        hops.find(|(index, _)| *index == self.world_hop).map(|(_, hop)| hop).unwrap_or_default()
     }
 
     /// What `Datapath::install` takes.
