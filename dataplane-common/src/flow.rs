@@ -472,8 +472,10 @@ pub fn publish<F: Family, E: Env>(env: &E, taken: Taken, body: &Body, ctl: Ctl) 
         (*r).hops = body.hops;
         (*r).new_source = body.new_source;
         (*r).new_destination = body.new_destination;
+        atomic::step();
         (*r).new_source_port = body.new_source_port;
         (*r).new_destination_port = body.new_destination_port;
+        atomic::step();
         (*r).rule = body.rule;
         (*r).packets = 0;
         (*r).bytes_low = 0;

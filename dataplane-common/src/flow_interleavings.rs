@@ -246,6 +246,46 @@ fn a_flow_is_found_whole_or_not_at_all() {
 }
 
 #[test]
+fn what_is_copied_of_a_record_that_is_taken_over_meanwhile_is_one_flows_or_is_not_used() {
+    explore(
+        2,
+        |env, number| {
+            if number == 0 {
+                tell(env, take(env, 7), 9);
+                // Ended, and at once opened anew by who had it, with another translation.
+                for mark in [8, 7] {
+                    let (index, r) = find::<V4, _>(env, &env.control, &key(7), env.now()).expect("it lives");
+                    // SAFETY: it points into the table.
+                    let generation = unsafe { flow::ctl(r).generation() };
+                    flow::end::<V4, _>(env, index, generation, env.now());
+                    tell(env, take_with(env, 7, Grace::Waived), mark);
+                }
+                return;
+            }
+            for _ in 0..8 {
+                let Some((_, r)) = find::<V4, _>(env, &env.control, &key(7), env.now()) else { continue };
+                // As `forward::established` does.
+                // SAFETY: it points into the table; what is torn is found out by the word.
+                unsafe {
+                    let before = flow::ctl(r);
+                    let source = (&raw const (*r).new_source).read_volatile();
+                    step();
+                    let port = (&raw const (*r).new_source_port).read_volatile();
+                    step();
+                    let rule = (&raw const (*r).rule).read_volatile();
+                    let after = flow::ctl(r);
+                    if before.phase() == LIVE && after.generation() == before.generation() {
+                        let one = (u32::from(port), rule) == (source, source) && (7..10).contains(&source);
+                        assert!(one, "{source}, {port} and {rule} are not of one flow");
+                    }
+                }
+            }
+        },
+        |env, _| assert_eq!(live(env), [7]),
+    );
+}
+
+#[test]
 fn a_key_given_back_by_one_is_anothers_and_a_port_has_one_owner_at_a_time() {
     explore(
         3,
