@@ -205,3 +205,19 @@ fn rules_that_cannot_be_read_at_all_are_an_error() {
         assert!(!at_level(&imported, Level::Error).is_empty(), "{rules}");
     }
 }
+
+/// Found by the fuzzer.
+#[test]
+fn a_network_without_interfaces_and_without_room_for_one_is_refused_with_what_to_do() {
+    let network = |prefix: &str| {
+        json!({
+            "id": "/subscriptions/s/resourceGroups/r/providers/Microsoft.Network/virtualNetworks/v",
+            "name": "v",
+            "type": "Microsoft.Network/virtualNetworks",
+            "properties": { "addressSpace": { "addressPrefixes": [prefix] } }
+        })
+    };
+    let why = run("small.json", network("10.0.0.0/32").to_string().as_bytes()).unwrap_err();
+    assert!(why.starts_with("small.json: no interface") && why.contains("widen an address space"), "{why}");
+    imported(&network("10.0.0.0/24"));
+}

@@ -336,9 +336,11 @@ impl HookCheck {
         match self.hook {
             WithHook::Xdp => {
                 anyhow::ensure!(xdp > 0, "pc_xdp did not run");
+                // And what goes to a router whose address is being asked for anew: on a busy machine that takes a moment.
+                let most = passed - self.passed + xdp / 10;
                 anyhow::ensure!(
-                    tc <= passed - self.passed,
-                    "pc_tc ran {tc} times under XDP, for {} packets of the kernel's",
+                    tc <= most,
+                    "pc_tc ran {tc} times under XDP, which ran {xdp} times, for {} packets of the kernel's",
                     passed - self.passed
                 );
             }

@@ -97,7 +97,8 @@ pub struct Imported {
 /// Makes a policy of files.
 ///
 /// # Errors
-/// A file that is no JSON, or files without any resource that Portcullis knows: what is wrong, file first.
+/// A file that is no JSON, or files without any resource that Portcullis knows, or without an interface and room for one: what is
+/// wrong, file first.
 pub fn import(inputs: &[Input], options: &Options) -> Result<Imported, String> {
     let mut report = Report::default();
     let mut documents = Vec::new();
@@ -124,6 +125,14 @@ pub fn import(inputs: &[Input], options: &Options) -> Result<Imported, String> {
     }
     let sources = sources::read(&found, &mut report);
     let draft = plan::plan(&sources, options, &mut report);
+    if draft.interfaces.is_empty() {
+        let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
+        return Err(format!(
+            "{}: no interface, and no virtual network has room for one that is made up; \
+             export the interfaces too, or widen an address space to /28",
+            names.join(", ")
+        ));
+    }
     let yaml = yaml::write(&draft, &heading(inputs, &report));
     Ok(Imported { yaml, report, found: counts })
 }
