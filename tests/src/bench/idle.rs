@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use portcullis::datapath::now_tick;
 use portcullis_common::clock::ticks;
 use portcullis_common::flow::{Ctl, FLAG_FORWARD, LIVE};
@@ -128,17 +130,10 @@ fn fill(edge: &Edge, flows: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a process has used of the processors, in its own code and in the kernel.
+/// What a process has used of the processors, in its own code and in the kernel, by threads that have ended too.
 fn processor_time(process: u32) -> anyhow::Result<Duration> {
-    // Of every thread, by the scheduler; `stat` counts in hundredths of a second.
-    let mut total = Duration::ZERO;
-    for thread in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
-        // It may have ended meanwhile.
-        let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
-        let nanoseconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
-        total += Duration::from_nanos(nanoseconds.with_context(|| format!("schedstat: {text}"))?);
-    }
-    Ok(total)
+    let clock = clock_getcpuclockid(Pid::from_raw(process.try_into()?)).context("the daemon's clock")?;
+    Ok(clock_gettime(clock).context("reading the daemon's clock")?.into())
 }
 
 /// Its anonymous memory, bytes: the flow table is the kernel's and does not count.
